@@ -1,0 +1,1 @@
+//! What machines ask of the relay: health and readiness.

@@ -1,0 +1,1 @@
+//! From a finished request to a ledger entry: recorder, spool, sinks.

@@ -1,0 +1,14 @@
+//! `tollgate account`.
+
+use clap::Args;
+
+use super::{Common, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct Account {}
+
+impl Account {
+    pub(super) fn run(&self, _common: &Common) -> Outcome {
+        Err("not built yet".into())
+    }
+}

@@ -1,0 +1,14 @@
+//! `tollgate check`.
+
+use clap::Args;
+
+use super::{Common, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct Check {}
+
+impl Check {
+    pub(super) fn run(&self, _common: &Common) -> Outcome {
+        Err("not built yet".into())
+    }
+}

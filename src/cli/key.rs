@@ -1,0 +1,14 @@
+//! `tollgate key`.
+
+use clap::Args;
+
+use super::{Common, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct Key {}
+
+impl Key {
+    pub(super) fn run(&self, _common: &Common) -> Outcome {
+        Err("not built yet".into())
+    }
+}

@@ -1,0 +1,14 @@
+//! `tollgate quickstart`.
+
+use clap::Args;
+
+use super::{Common, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct Quickstart {}
+
+impl Quickstart {
+    pub(super) fn run(&self, _common: &Common) -> Outcome {
+        Err("not built yet".into())
+    }
+}

@@ -1,0 +1,1 @@
+//! The TOML as written, checked into one immutable snapshot, watched and swapped whole.

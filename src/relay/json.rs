@@ -1,0 +1,1 @@
+//! A scanner over JSON text: where values begin and end, without building them.

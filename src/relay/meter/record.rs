@@ -1,0 +1,36 @@
+//! The finished request as it is billed, stored and reported.
+
+use uuid::Uuid;
+
+use super::{NanoUsd, Usage};
+
+/// One request, finished: the row of `usage`, and the ledger's entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageRecord {
+    /// UUIDv7 minted at admission; the answer's `x-request-id` and the ledger entry's id.
+    pub request_id: Uuid,
+    /// Who pays.
+    pub account_id: Box<str>,
+    /// With which key it was asked.
+    pub key_id: Box<str>,
+    /// The public id of the model.
+    pub model: Box<str>,
+    /// Who answered, or was asked last.
+    pub provider: Box<str>,
+    /// The HTTP status that the client got.
+    pub status: u16,
+    /// What was used.
+    pub usage: Usage,
+    /// What it costs.
+    pub cost: NanoUsd,
+    /// Whether `usage` is the relay's own count, because the provider reported none.
+    pub estimated: bool,
+    /// Whether the answer ended before its end: by the client, the provider or a shutdown.
+    pub interrupted: bool,
+    /// Milliseconds since the Unix epoch.
+    pub started_at_ms: i64,
+    /// From the request's arrival to the answer's first byte.
+    pub first_token_ms: Option<i64>,
+    /// From the request's arrival to the answer's last byte.
+    pub total_ms: i64,
+}

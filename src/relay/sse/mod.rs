@@ -1,0 +1,1 @@
+//! Server-sent events: the zero-copy parser and the writer.

@@ -1,0 +1,1 @@
+//! Accounts, keys, ledger and usage at rest.
