@@ -12,6 +12,11 @@ pub(super) fn error(message: &str) {
     let _ = writeln!(std::io::stderr().lock(), "tollgate: {message}");
 }
 
+/// A line on stderr that speaks for itself, such as `FILE:LINE: …`.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// One JSON document on stdout.
 pub(super) fn json(document: &serde_json::Value) {
     line(&document.to_string());
