@@ -3,8 +3,12 @@
 
 mod price;
 mod record;
+mod sample;
+mod tokenizer;
 mod usage;
 
 pub use price::{NanoUsd, Price, PriceTier, Rates};
 pub use record::UsageRecord;
+pub use sample::{PromptSample, SAMPLE_BYTES_MAX, SampledText};
+pub use tokenizer::{ATTACHMENT_TOKENS, Encoding};
 pub use usage::Usage;
