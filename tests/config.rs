@@ -1,5 +1,8 @@
 //! `tollgate check` through the real binary: every mistake named by file and line, with its mend, and nothing else.
 
+// The helpers of tests may panic as the tests do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

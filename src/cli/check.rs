@@ -41,9 +41,13 @@ fn tell_good(snapshot: &Snapshot, as_json: bool) {
 
 fn tell_mistakes(mistakes: &[Mistake], as_json: bool) {
     if as_json {
-        let row = |Mistake { file, line, what }: &Mistake| json!({ "file": file, "line": line, "what": what });
-        output::json(&json!({ "mistakes": mistakes.iter().map(row).collect::<Vec<_>>() }));
+        let rows: Vec<_> = mistakes.iter().map(as_row).collect();
+        output::json(&json!({ "mistakes": rows }));
     } else {
         mistakes.iter().for_each(|mistake| output::note(&mistake.to_string()));
     }
+}
+
+fn as_row(Mistake { file, line, what }: &Mistake) -> serde_json::Value {
+    json!({ "file": file.display().to_string(), "line": line, "what": what })
 }

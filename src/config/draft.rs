@@ -15,8 +15,8 @@ use super::{listen, settings};
 /// How deep files may include files.
 const INCLUDE_DEPTH_MAX: usize = 8;
 
-/// A row of an array of tables that has a name of its own. Without content it is known by name only: what is wrong with it
-/// has been reported, and nobody who refers to it should be blamed.
+/// A row of an array of tables that has a name of its own. Without content it is known by name only: what is wrong with
+/// it has been reported, and nobody who refers to it should be blamed.
 pub(super) struct Row<T> {
     pub(super) name: Box<str>,
     pub(super) place: Place,

@@ -15,7 +15,7 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// `None` is a file that is not there, or may not be looked at. Links are followed, so that a swapped link is a change.
+    /// `None` is a file that is not there, or may not be looked at. Links are followed: a swapped link is a change.
     fn of(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self {

@@ -66,7 +66,8 @@ fn address(value: &Value<'_>) -> Option<SocketAddr> {
     let text = value.string()?;
     text.parse().ok().or_else(|| {
         value.refuse(format_args!(
-            "{text:?} is not an address to listen on; write an IP address and a port, such as \"127.0.0.1:8080\" or \"[::]:8080\""
+            "{text:?} is not an address to listen on; write an IP address and a port, such as \"127.0.0.1:8080\" or \
+             \"[::]:8080\""
         ))
     })
 }

@@ -88,8 +88,8 @@ impl Live {
     }
 }
 
-/// Decides when changed files have come to rest: a file is not read while it is being written, as half of a configuration
-/// may be a good one.
+/// Decides when changed files have come to rest: a file is not read while it is being written, as half of a
+/// configuration may be a good one.
 #[derive(Debug, Default)]
 struct Watcher {
     seen: Option<Files>,
@@ -105,8 +105,8 @@ impl Watcher {
     }
 }
 
-/// Renews the configuration for ever: at SIGHUP, and when any file that was read for it has changed. Files are looked at
-/// rather than subscribed to, so that editors' renames, swapped links and network file systems are all the same to it.
+/// Renews the configuration for ever: at SIGHUP, and when any file that was read for it has changed. Files are looked
+/// at rather than subscribed to, so that renames, swapped links and network file systems are all the same to it.
 ///
 /// Registers for SIGHUP at once when first polled; until then the signal ends the process.
 pub async fn watch(live: Arc<Live>, on_reload: impl Fn(&Result<Reloaded, Vec<Mistake>>)) {
@@ -137,8 +137,11 @@ pub async fn watch(live: Arc<Live>, on_reload: impl Fn(&Result<Reloaded, Vec<Mis
                     on_reload(&outcome);
                 }
             }
-            // Only when the runtime goes down.
-            Err(_) => return,
+            Err(error) => {
+                // Only when the runtime goes down.
+                tracing::error!(%error, "the configuration is no longer watched");
+                return;
+            }
         }
     }
 }
@@ -240,20 +243,25 @@ mod tests {
         live.reload().unwrap();
     }
 
+    /// A task that is spawned must be one that threads can pass on.
+    fn spawnable(task: impl Future<Output = ()> + Send) -> impl Future<Output = ()> + Send {
+        task
+    }
+
     #[tokio::test]
     async fn watching_reloads_by_itself() {
         let folder = tempfile::tempdir().unwrap();
         let live = Arc::new(live(folder.path()));
-        std::fs::write(folder.path().join("rest.toml"), REST.replace("30", "99")).unwrap();
+        std::fs::write(folder.path().join("rest.toml"), REST.replace("30", "300")).unwrap();
         let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
-        let watching = watch(Arc::clone(&live), move |outcome| {
+        let watching = spawnable(watch(Arc::clone(&live), move |outcome| {
             let _ = told.send(outcome.is_ok());
-        });
+        }));
         tokio::select! {
             () = watching => {}
             outcome = outcomes.recv() => assert_eq!(outcome, Some(true)),
         }
-        assert_eq!(live.load().catalogue.plan("free").unwrap().requests_per_minute, 99);
+        assert_eq!(live.load().catalogue.plan("free").unwrap().requests_per_minute, 300);
     }
 
     #[tokio::test]

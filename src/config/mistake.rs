@@ -80,8 +80,8 @@ impl Mistakes {
         self.found.borrow().is_empty()
     }
 
-    /// All that was found, in the order of `files` and of the lines, each once. On a line that is not TOML, only that is
-    /// told: the value that the parser guessed there proves nothing.
+    /// All that was found, in the order of `files` and of the lines, each once. Of a line that is not TOML only the
+    /// first fault is told: what the parser made of the rest of it proves nothing.
     pub(super) fn into_sorted(self, files: &[PathBuf]) -> Vec<Mistake> {
         let mut found = self.found.into_inner();
         let rank = |file: &Path| files.iter().position(|read| read == file).unwrap_or(usize::MAX);
@@ -90,11 +90,13 @@ impl Mistakes {
             found.iter().filter(|found| found.is_syntax).map(|found| found.place.clone()).collect();
         let mut mistakes: Vec<Mistake> = Vec::with_capacity(found.len());
         for Found { place, what, is_syntax } in found {
-            if !is_syntax && broken_lines.contains(&place) {
-                continue;
-            }
+            let is_told = |told: &Mistake| told.file == *place.file && told.line == place.line;
+            let is_after_effect = match is_syntax {
+                true => mistakes.last().is_some_and(is_told),
+                false => broken_lines.contains(&place),
+            };
             let mistake = Mistake { file: place.file.to_path_buf(), line: place.line, what };
-            if !mistakes.contains(&mistake) {
+            if !is_after_effect && !mistakes.contains(&mistake) {
                 mistakes.push(mistake);
             }
         }

@@ -1,11 +1,12 @@
 //! The TOML as written, checked into one immutable snapshot, watched and swapped whole.
 //!
-//! The way: a file and its includes are read into a `Draft` of rows (`draft`, with one file for each kind of table), names
-//! are looked up across the rows (`resolve`), and the result is a [`Snapshot`]. Every mistake on that way is collected with
-//! its line; reading goes on, so that one run tells them all. [`Live`] holds the snapshot in force and [`watch`] renews it.
+//! The way: a file and its includes are read into a `Draft` of rows (`draft`, with one file for each kind of table),
+//! names are looked up across the rows (`resolve`), and the result is a [`Snapshot`]. Every mistake on that way is
+//! collected with its line; reading goes on, so that one run tells them all. [`Live`] holds the snapshot in force and
+//! [`watch`] renews it.
 //!
-//! Paths: `include`, certificates and `{ file = }` are relative to the folder of the file that names them. The store's and
-//! the spool's are relative to the working directory, as data does not live beside its configuration.
+//! Paths: `include`, certificates and `{ file = }` are relative to the folder of the file that names them. The store's
+//! and the spool's are relative to the working directory, as data does not live beside its configuration.
 //!
 //! Deliberately absent: opening anything that a configuration names (`check` touches nothing), and secrets in text.
 

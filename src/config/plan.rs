@@ -58,7 +58,7 @@ fn models(value: &Value<'_>) -> Option<Vec<(Box<str>, Place)>> {
     items.iter().map(|item| Some((item.string()?.into(), item.place().clone()))).collect()
 }
 
-/// A name of a plan or provider: short, and nothing in it that a command line, a metric's label or a log would have to quote.
+/// A name of a plan or provider: short, and nothing in it that a command line, a metric's label or a log would quote.
 pub(super) fn name(value: &Value<'_>) -> Option<Box<str>> {
     let name = value.string()?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');

@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn a_tier_takes_from_the_base_what_the_base_names() {
         let price = read_price(
-            r#"price = { input = "1", output = "2", cache_read = "0.5", above = [{ prompt_tokens = 10, input = "4" }] }"#,
+            r#"price = { input = "1", output = "2", cache_read = "0.5",
+                above = [{ prompt_tokens = 10, input = "4" }] }"#,
         )
         .unwrap();
         let tier = price.rates(11);
@@ -209,7 +210,8 @@ mod tests {
     #[test]
     fn every_mistake_of_a_price_is_told() {
         let told = read_price(
-            r#"price = { input = 2.5, outptu = "1", above = [{ prompt_tokens = 10 }, { prompt_tokens = 10, cost = "1" }] }"#,
+            r#"price = { input = 2.5, outptu = "1",
+                above = [{ prompt_tokens = 10 }, { prompt_tokens = 10, cost = "1" }] }"#,
         )
         .unwrap_err();
         for part in ["not a float", "output is missing", "did you mean \"output\"?", "rising", "price.above.cost"] {

@@ -1,6 +1,5 @@
 //! Typed access to a parsed TOML file: what has the wrong type, is missing or is unknown is reported with its line, and
-//! reading goes on. Text is never repeated in a message here, only keys, types and numbers are: a secret may stand where it
-//! should not.
+//! reading goes on. Messages here repeat keys, types and numbers but never text: a secret may stand where it should not.
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;

@@ -121,8 +121,8 @@ impl Offers {
             Some(Offer::Unspoken(provider)) => {
                 let dialect = provider.dialect.name();
                 let what = format!(
-                    "model.targets: provider {:?} of model {model:?} speaks the {dialect:?} dialect, which this version \
-                     does not speak yet; remove the target",
+                    "model.targets: provider {:?} of model {model:?} speaks the {dialect:?} dialect, which this \
+                     version does not speak yet; remove the target",
                     provider.name
                 );
                 mistakes.report(&place, what);
@@ -131,7 +131,8 @@ impl Offers {
             Some(Offer::Gone) => None,
             None => {
                 let what = format!(
-                    "model.targets: there is no provider {provider:?}; add a [[provider]] with that name, or mend the name"
+                    "model.targets: there is no provider {provider:?}; add a [[provider]] with that name, or mend \
+                     this one"
                 );
                 mistakes.report_absence_anywhere(&place, what);
                 None

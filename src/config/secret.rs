@@ -68,7 +68,8 @@ fn from_credentials_folder(value: &Value<'_>) -> Option<Result<String, String>> 
     Some(match (value.source.reading.environment)("CREDENTIALS_DIRECTORY") {
         Some(folder) => from_file(value, PathBuf::from(folder).join(name)),
         None => Err(format!(
-            "the credential {name:?} needs $CREDENTIALS_DIRECTORY, which is not set; run under systemd with LoadCredential={name}:PATH"
+            "the credential {name:?} needs $CREDENTIALS_DIRECTORY, which is not set; run under systemd with \
+             LoadCredential={name}:PATH"
         )),
     })
 }

@@ -1,5 +1,5 @@
-//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default. `[shared]` and `[[billing.sink]]` are
-//! known and refused: the relay has no place for them yet, and settings that do nothing are promises not kept.
+//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default. `[shared]` and `[[billing.sink]]`
+//! are known and refused: the relay has no place for them yet, and settings that do nothing are promises not kept.
 
 use std::time::Duration;
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::testing::mistakes_of;
 use super::*;
 use crate::relay::route::{Dialect, Endpoint};
@@ -222,4 +224,28 @@ fn a_file_that_is_missing_or_not_text_is_told_in_the_same_form() {
 #[test]
 fn the_explicit_file_wins() {
     assert_eq!(locate(Some(Path::new("x.toml"))), Path::new("x.toml"));
+}
+
+proptest! {
+    /// Whatever is cut out of a configuration, what is told names a line that is there.
+    #[test]
+    fn a_cut_configuration_is_refused_by_line_or_read(from in 0..300usize, length in 1..40usize) {
+        let text = format!("{LISTEN}{DEMO}[[plan]]\nname = 'p'\nrequests_per_minute = 1\n");
+        let (from, to) = (from.min(text.len()), (from + length).min(text.len()));
+        let cut = format!("{}{}", &text[..from], &text[to..]);
+        let lines = cut.lines().count().max(1);
+        if let Err(told) = read_one(&cut, Providers::All) {
+            for line in told.lines() {
+                let number = line.split(':').nth(1).and_then(|number| number.parse::<usize>().ok());
+                prop_assert!(number.is_some_and(|number| (1..=lines).contains(&number)), "{} of {}", line, lines);
+            }
+        }
+    }
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    let told = read_one(&format!("{LISTEN}a = {}", "[".repeat(100_000)), Providers::All).unwrap_err();
+    assert!(told.starts_with("tollgate.toml:3: is not TOML"), "{}", &told[..told.len().min(300)]);
+    assert_eq!(told.lines().count(), 1);
 }
