@@ -2,6 +2,7 @@
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
@@ -49,7 +50,7 @@ pub enum By {
 /// The sums over the requests of one model, key or day.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageTotal {
-    /// The model, the key's id, or the day as milliseconds since the Unix epoch.
+    /// The model, the key's id, or the day as `YYYY-MM-DD`.
     pub group: String,
     /// How many.
     pub requests: u64,
@@ -122,7 +123,7 @@ impl Store {
             By::Model => select_totals!("model", "cost_nano_usd DESC, usage_group"),
             By::Key => select_totals!("key_id", "cost_nano_usd DESC, usage_group"),
             By::Day => {
-                select_totals!("CAST(started_at_ms / 86400000 * 86400000 AS TEXT)", "MIN(started_at_ms) DESC")
+                select_totals!("CAST(started_at_ms / 86400000 AS TEXT)", "MIN(started_at_ms) DESC")
             }
         };
         let rows: Vec<TotalRow> = sqlx::query_as(sql)
@@ -130,8 +131,20 @@ impl Store {
             .bind(filter.since_ms.unwrap_or(i64::MIN))
             .fetch_all(&self.pool)
             .await?;
-        Ok(rows.into_iter().map(|TotalRow(total)| total).collect())
+        let mut totals: Vec<UsageTotal> = rows.into_iter().map(|TotalRow(total)| total).collect();
+        if by == By::Day {
+            for total in &mut totals {
+                total.group = day(&total.group).unwrap_or_default();
+            }
+        }
+        Ok(totals)
     }
+}
+
+/// The date of a day that is counted from the Unix epoch.
+fn day(days_since_epoch: &str) -> Option<String> {
+    let seconds = days_since_epoch.parse::<i64>().ok()?.checked_mul(86_400)?;
+    Some(OffsetDateTime::from_unix_timestamp(seconds).ok()?.date().to_string())
 }
 
 struct RecordRow(UsageRecord);
