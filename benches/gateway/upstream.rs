@@ -128,9 +128,8 @@ async fn serve(mut stream: TcpStream, answers: &Answers) -> Result<(), Failure> 
                 for chunk in answers.chunks.iter().take(2) {
                     stream.write_all(chunk).await?;
                 }
-                // The other side leaving is the only end of this stream.
-                stream.read(&mut [0; 1]).await?;
-                return Ok(());
+                // The other side leaving is all that can still come, and the only end of this stream.
+                return Ok(stream.readable().await?);
             }
             _ => return Err("a request for an unknown model".into()),
         }
