@@ -3,8 +3,10 @@
 
 mod price;
 mod record;
+mod sample;
 mod usage;
 
 pub use price::{NanoUsd, Price, PriceTier, Rates};
 pub use record::UsageRecord;
+pub use sample::{PromptSample, SAMPLE_BYTES_MAX, SampledText};
 pub use usage::Usage;
