@@ -11,6 +11,7 @@ mod quickstart;
 mod serve;
 mod store;
 mod usage;
+mod value;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,1 +1,71 @@
 //! Accounts, keys, ledger and usage at rest.
+//!
+//! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
+//! well (numbered placeholders, shared types, no upserts but `ON CONFLICT DO NOTHING`), so that several nodes can share
+//! a store later; the three statements that differ (how a transaction begins, and the pragmas) stand in this file.
+//!
+//! Money has one rule: a balance changes only together with the ledger entry that explains it, in one transaction that
+//! first advances the ledger's counter. That counter's row is the lock that puts all movements of money in order.
+//!
+//! Deliberately absent: any clock (callers say what time it is), any cache, prices, and plans, which are configuration.
+
+mod account;
+mod audit;
+mod change;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod key;
+mod ledger;
+mod open;
+mod usage;
+
+pub use account::{Account, Credit};
+pub use audit::{Difference, DifferenceKind};
+pub use change::{Balance, Balances, Changes};
+pub use error::StoreError;
+pub use key::{Key, KeyStatus, KeyTerms, NewKey};
+pub use ledger::Settled;
+pub use usage::{By, UsageFilter, UsagePosition, UsageTotal};
+
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+/// A handle on the store; clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: SqlitePool,
+}
+
+type WriteTransaction = Transaction<'static, Sqlite>;
+type ReadTransaction = Transaction<'static, Sqlite>;
+
+impl Store {
+    /// Opens the store at `url` (`sqlite://relative`, `sqlite:///absolute`), creating file and folders where there are
+    /// none, for their owner only, and brings its tables to this version.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        let pool = open::open(url).await?;
+        Ok(Self { pool })
+    }
+
+    /// Whether the store answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT value FROM counters WHERE name = 'version'").fetch_one(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes all connections, those of clones too, once their work is done.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// A transaction that will write. It takes SQLite's only write lock at once: one that began by reading would be
+    /// refused outright, not made to wait, if another writer came between.
+    async fn write(&self) -> Result<WriteTransaction, StoreError> {
+        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// A transaction whose reads all see the same moment.
+    async fn read(&self) -> Result<ReadTransaction, StoreError> {
+        Ok(self.pool.begin().await?)
+    }
+}
