@@ -23,7 +23,7 @@ pub(super) struct Key {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// A new key, printed once
+    /// A new key, printed once; limits that are not given are the plan's
     Create(Create),
     /// All keys, or one account's
     List {
@@ -38,7 +38,6 @@ enum Action {
     },
 }
 
-/// Limits that are not given are the plan's.
 #[derive(Debug, Args)]
 struct Create {
     /// Whose it is
