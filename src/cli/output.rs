@@ -14,6 +14,11 @@ pub(super) fn error(message: &str) {
     let _ = writeln!(std::io::stderr().lock(), "tollgate: {message}");
 }
 
+/// A line on stderr that speaks for itself, such as `FILE:LINE: …`.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// One JSON document on stdout.
 pub(super) fn json(document: &impl Serialize) -> Result<(), serde_json::Error> {
     line(&serde_json::to_string(document)?);

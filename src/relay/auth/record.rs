@@ -56,3 +56,28 @@ impl KeyRecord {
         self.allow_ip.is_empty() || self.allow_ip.iter().any(|network| network.contains(&address))
     }
 }
+
+#[cfg(test)]
+impl KeyRecord {
+    /// A key with no limits of its own and a balance of a dollar.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            key_id: "key_1".into(),
+            account_id: "acct_1".into(),
+            digest: KeyDigest([7; 32]),
+            plan: "free".into(),
+            active: true,
+            expires_at_ms: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            concurrent_requests: None,
+            budget: None,
+            models: None,
+            allow_ip: Vec::new(),
+            balance: NanoUsd(1_000_000_000),
+            balance_seq: 1,
+            spent: NanoUsd(0),
+            spent_seq: 0,
+        }
+    }
+}

@@ -4,9 +4,13 @@
 mod decimal;
 mod price;
 mod record;
+mod sample;
+mod tokenizer;
 mod usage;
 
 pub use decimal::parse_nano_usd;
 pub use price::{NanoUsd, Price, PriceTier, Rates};
 pub use record::UsageRecord;
+pub use sample::{PromptSample, SAMPLE_BYTES_MAX, SampledText};
+pub use tokenizer::{ATTACHMENT_TOKENS, Encoding};
 pub use usage::Usage;

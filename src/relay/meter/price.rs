@@ -65,3 +65,95 @@ impl Price {
         NanoUsd(i64::try_from(millionths.div_ceil(1_000_000)).unwrap_or(i64::MAX))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// USD 3 input, 15 output, 0.30 read, 3.75 and 6 written; twice that for prompts above 200,000 tokens.
+    fn price() -> Price {
+        let base = Rates {
+            input: 3_000_000_000,
+            output: 15_000_000_000,
+            cache_read: 300_000_000,
+            cache_write_5m: 3_750_000_000,
+            cache_write_1h: 6_000_000_000,
+        };
+        let twice = Rates {
+            input: base.input * 2,
+            output: base.output * 2,
+            cache_read: base.cache_read * 2,
+            cache_write_5m: base.cache_write_5m * 2,
+            cache_write_1h: base.cache_write_1h * 2,
+        };
+        Price { base, tiers: vec![PriceTier { prompt_tokens_above: 200_000, rates: twice }] }
+    }
+
+    #[test]
+    fn each_class_has_its_rate() {
+        let usage =
+            Usage { input: 10, cache_read: 100, cache_write_5m: 1_000, cache_write_1h: 7, output: 3, reasoning: 2 };
+        // In nano-USD a token: 3,000 · 300 · 3,750 · 6,000 · 15,000.
+        assert_eq!(price().cost(&usage), NanoUsd(10 * 3_000 + 100 * 300 + 1_000 * 3_750 + 7 * 6_000 + 3 * 15_000));
+        assert_eq!(price().cost(&Usage::default()), NanoUsd(0));
+    }
+
+    #[test]
+    fn the_sum_is_rounded_up_once() {
+        let rates = Rates { input: 1, output: 1, cache_read: 1, cache_write_5m: 1, cache_write_1h: 1 };
+        let price = Price { base: rates, tiers: Vec::new() };
+        let usage = Usage { input: 1, output: 1, ..Usage::default() };
+        assert_eq!(price.cost(&usage), NanoUsd(1), "two millionths are one, not two");
+        let usage = Usage { input: 1_000_000, ..Usage::default() };
+        assert_eq!(price.cost(&usage), NanoUsd(1), "a whole number stays as it is");
+    }
+
+    #[test]
+    fn a_tier_begins_past_its_bound_and_counts_cached_tokens() {
+        let at = Usage { input: 1, cache_read: 199_999, ..Usage::default() };
+        let past = Usage { input: 2, cache_read: 199_999, output: 5, ..Usage::default() };
+        assert_eq!(price().cost(&at), NanoUsd(3_000 + 199_999 * 300));
+        assert_eq!(price().cost(&past), NanoUsd(2 * (2 * 3_000 + 199_999 * 300 + 5 * 15_000)), "the whole request");
+    }
+
+    #[test]
+    fn the_highest_tier_that_fits_is_taken() {
+        let mut price = price();
+        let rates = Rates { input: 1, ..price.base };
+        price.tiers.push(PriceTier { prompt_tokens_above: 500_000, rates });
+        assert_eq!(price.rates(200_000), &price.base);
+        assert_eq!(price.rates(500_000), &price.tiers[0].rates);
+        assert_eq!(price.rates(500_001), &rates);
+    }
+
+    #[test]
+    fn a_cost_past_all_bounds_saturates() {
+        let most = u64::MAX;
+        let rates = Rates { input: most, output: most, cache_read: most, cache_write_5m: most, cache_write_1h: most };
+        let usage = Usage {
+            input: most,
+            output: most,
+            cache_read: most,
+            cache_write_5m: most,
+            cache_write_1h: most,
+            reasoning: most,
+        };
+        assert_eq!(Price { base: rates, tiers: Vec::new() }.cost(&usage), NanoUsd(i64::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn splitting_a_request_never_makes_it_cheaper(
+            a in 0u64..100_000, b in 0u64..100_000, c in 0u64..100_000, d in 0u64..100_000, rate in 0u64..u64::from(u32::MAX),
+        ) {
+            let rates = Rates { input: rate, output: rate / 3, cache_read: 0, cache_write_5m: 0, cache_write_1h: 0 };
+            let price = Price { base: rates, tiers: Vec::new() };
+            let cost = |input, output| price.cost(&Usage { input, output, ..Usage::default() }).0;
+            let apart = cost(a, b) + cost(c, d);
+            let together = cost(a + c, b + d);
+            prop_assert!(together <= apart && apart <= together + 1);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! One key's limits: windows of requests and tokens, and requests at once, behind one lock so that a request is admitted by all
+//! of them or by none.
+
+use std::sync::{Arc, Mutex};
+
+use super::lock;
+use super::window::{NoTokens, RequestWindow, Reservation, TokenWindow, WINDOW_SECONDS, Window};
+use crate::relay::auth::KeyRecord;
+use crate::relay::refusal::{Cause, Refusal};
+use crate::relay::route::Plan;
+
+/// When to come back where it depends on requests that are still running: nobody can know, so soon.
+const CONCURRENCY_RETRY_MS: u64 = 1_000;
+
+/// What a key may take. Read anew for each request, so that a change applies to the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// Requests in any 60 seconds.
+    pub requests_per_minute: u32,
+    /// Tokens of prompt and answer in any 60 seconds; no limit where `None`.
+    pub tokens_per_minute: Option<u64>,
+    /// Requests at once; no limit where `None`.
+    pub concurrent_requests: Option<u32>,
+}
+
+impl KeyLimits {
+    /// A key's own limits, and its plan's where it has none of its own.
+    pub fn new(key: &KeyRecord, plan: &Plan) -> Self {
+        Self {
+            requests_per_minute: key.requests_per_minute.unwrap_or(plan.requests_per_minute),
+            tokens_per_minute: key.tokens_per_minute.or(plan.tokens_per_minute),
+            concurrent_requests: key.concurrent_requests.or(plan.concurrent_requests),
+        }
+    }
+}
+
+/// A key's windows, for the headers that every answer carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowView {
+    /// Requests.
+    pub requests: Window,
+    /// Tokens, where the key has a limit of them.
+    pub tokens: Option<Window>,
+}
+
+/// What of a key's limits is taken. One for each key, shared by all its requests.
+#[derive(Debug, Default)]
+pub struct KeyLimiter {
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    requests: RequestWindow,
+    tokens: TokenWindow,
+    in_flight: u32,
+}
+
+impl KeyLimiter {
+    /// Admits a request, or says why not and when to try again; a request that is refused takes nothing.
+    ///
+    /// `reserve_tokens` is an estimate of what the request will use, [`Permit::settle_tokens`] corrects it. `now_us` is
+    /// microseconds of a clock that never goes back.
+    ///
+    /// # Errors
+    /// [`Cause::RateLimitExceeded`] or [`Cause::ConcurrencyLimitExceeded`].
+    pub fn admit(self: &Arc<Self>, limits: &KeyLimits, reserve_tokens: u64, now_us: u64) -> Result<Permit, Refusal> {
+        let admitted = lock(&self.taken).admit(limits, reserve_tokens, now_us);
+        match admitted {
+            Ok((reservation, view)) => Ok(Permit { limiter: Arc::clone(self), reservation, view }),
+            Err(denied) => Err(denied.refusal(limits, reserve_tokens)),
+        }
+    }
+
+    /// The windows as they stand, for answers to requests that were not admitted.
+    pub fn view(&self, limits: &KeyLimits, now_us: u64) -> WindowView {
+        lock(&self.taken).view(limits, now_us)
+    }
+
+    /// How many requests of the key are running.
+    pub fn in_flight(&self) -> u32 {
+        lock(&self.taken).in_flight
+    }
+}
+
+/// Which limit is in the way.
+enum Denied {
+    Requests { retry_after_ms: u64 },
+    Tokens { retry_after_ms: u64 },
+    TooManyTokens,
+    AtOnce,
+}
+
+impl Taken {
+    fn admit(
+        &mut self,
+        limits: &KeyLimits,
+        reserve_tokens: u64,
+        now_us: u64,
+    ) -> Result<(Option<Reservation>, WindowView), Denied> {
+        self.requests
+            .check(u64::from(limits.requests_per_minute), now_us)
+            .map_err(|retry_after_ms| Denied::Requests { retry_after_ms })?;
+        if let Some(limit) = limits.tokens_per_minute {
+            self.tokens.check(limit, reserve_tokens, now_us).map_err(|refused| match refused {
+                NoTokens::For { milliseconds } => Denied::Tokens { retry_after_ms: milliseconds },
+                NoTokens::Ever => Denied::TooManyTokens,
+            })?;
+        }
+        if limits.concurrent_requests.is_some_and(|limit| self.in_flight >= limit) {
+            return Err(Denied::AtOnce);
+        }
+        self.requests.take(now_us);
+        // Without a limit tokens need no window; a limit that comes later begins with the requests after it.
+        let reservation = limits.tokens_per_minute.map(|_| self.tokens.reserve(reserve_tokens, now_us));
+        self.in_flight = self.in_flight.saturating_add(1);
+        Ok((reservation, self.view(limits, now_us)))
+    }
+
+    fn view(&mut self, limits: &KeyLimits, now_us: u64) -> WindowView {
+        WindowView {
+            requests: self.requests.view(u64::from(limits.requests_per_minute), now_us),
+            tokens: limits.tokens_per_minute.map(|limit| self.tokens.view(limit, now_us)),
+        }
+    }
+}
+
+/// Proof that a request was admitted. Dropping it ends the request's share of the concurrency; its slot in the request window
+/// and the tokens last reserved or settled stay taken until they leave their windows.
+#[must_use = "a request is running for as long as its permit is held"]
+#[derive(Debug)]
+pub struct Permit {
+    limiter: Arc<KeyLimiter>,
+    reservation: Option<Reservation>,
+    view: WindowView,
+}
+
+impl Permit {
+    /// The windows right after this request was admitted, itself counted.
+    pub fn view(&self) -> &WindowView {
+        &self.view
+    }
+
+    /// Replaces the tokens reserved at admission (or settled before) by those used.
+    pub fn settle_tokens(&mut self, used: u64, now_us: u64) {
+        if let Some(reservation) = &mut self.reservation {
+            lock(&self.limiter.taken).tokens.settle(reservation, used, now_us);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut taken = lock(&self.limiter.taken);
+        taken.in_flight = taken.in_flight.saturating_sub(1);
+    }
+}
+
+impl Denied {
+    fn refusal(&self, limits: &KeyLimits, asked_tokens: u64) -> Refusal {
+        let requests = limits.requests_per_minute;
+        let tokens = limits.tokens_per_minute.unwrap_or(u64::MAX);
+        let about =
+            format_args!("{tokens} tokens in {WINDOW_SECONDS} seconds, this request needs about {asked_tokens}");
+        match *self {
+            Denied::Requests { retry_after_ms } => Refusal::new(
+                Cause::RateLimitExceeded,
+                format!(
+                    "Rate limit reached: {requests} requests in {WINDOW_SECONDS} seconds. Try again in {} s.",
+                    seconds(retry_after_ms)
+                ),
+            )
+            .retry_after_ms(retry_after_ms),
+            Denied::Tokens { retry_after_ms } => Refusal::new(
+                Cause::RateLimitExceeded,
+                format!("Rate limit reached: {about}. Try again in {} s.", seconds(retry_after_ms)),
+            )
+            .retry_after_ms(retry_after_ms),
+            // No time is named: waiting does not help.
+            Denied::TooManyTokens => Refusal::new(
+                Cause::RateLimitExceeded,
+                format!("Request too large for this key's limit: {about}. Shorten it, or ask for fewer tokens."),
+            ),
+            Denied::AtOnce => {
+                let limit = limits.concurrent_requests.unwrap_or(u32::MAX);
+                let message =
+                    format!("This key may have {limit} requests running at once. Wait for one of them to end.");
+                Refusal::new(Cause::ConcurrencyLimitExceeded, message).retry_after_ms(CONCURRENCY_RETRY_MS)
+            }
+        }
+    }
+}
+
+/// Whole seconds, rounded up.
+fn seconds(milliseconds: u64) -> u64 {
+    milliseconds.div_ceil(1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn limits(requests_per_minute: u32) -> KeyLimits {
+        KeyLimits { requests_per_minute, tokens_per_minute: None, concurrent_requests: None }
+    }
+
+    #[test]
+    fn thirty_pass_the_next_is_refused_with_a_true_retry_after() {
+        let limiter = Arc::new(KeyLimiter::default());
+        for request in 0..30u64 {
+            let permit = limiter.admit(&limits(30), 0, request * 1_000_000).unwrap();
+            assert_eq!(permit.view().requests.remaining, 29 - request);
+            assert_eq!(permit.view().tokens, None);
+        }
+        let refusal = limiter.admit(&limits(30), 0, 30_000_000).unwrap_err();
+        assert_eq!(refusal.cause, Cause::RateLimitExceeded);
+        assert_eq!(refusal.retry_after_ms, Some(30_001));
+        assert!(refusal.message.contains("30 requests"), "{}", refusal.message);
+        assert!(limiter.admit(&limits(30), 0, 30_000_000 + 30_001_000).is_ok());
+        assert!(limiter.admit(&limits(31), 0, 30_000_000).is_ok(), "a raised limit applies at once");
+    }
+
+    #[test]
+    fn sixty_four_threads_get_exactly_the_limit() {
+        let limiter = Arc::new(KeyLimiter::default());
+        let clock_us = AtomicU64::new(0);
+        let barrier = Barrier::new(64);
+        let admitted: usize = thread::scope(|scope| {
+            let work = || {
+                barrier.wait();
+                let now_us = || clock_us.fetch_add(1, Ordering::Relaxed);
+                (0..50).filter(|_| limiter.admit(&limits(1_000), 0, now_us()).is_ok()).count()
+            };
+            let threads: Vec<_> = (0..64).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(admitted, 1_000);
+        assert_eq!(limiter.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_dropped_permit_frees_its_place() {
+        let limiter = Arc::new(KeyLimiter::default());
+        let limits = KeyLimits { concurrent_requests: Some(2), ..limits(100) };
+        let first = limiter.admit(&limits, 0, 0).unwrap();
+        let _second = limiter.admit(&limits, 0, 0).unwrap();
+        let refusal = limiter.admit(&limits, 0, 0).unwrap_err();
+        assert_eq!(refusal.cause, Cause::ConcurrencyLimitExceeded);
+        assert!(refusal.retry_after_ms.is_some());
+        drop(first);
+        assert_eq!(limiter.in_flight(), 1);
+        assert!(limiter.admit(&limits, 0, 0).is_ok());
+        assert_eq!(limiter.view(&limits, 0).requests.remaining, 97, "three were admitted; the refused took nothing");
+    }
+
+    #[test]
+    fn tokens_are_reserved_then_corrected() {
+        let limiter = Arc::new(KeyLimiter::default());
+        let limits = KeyLimits { tokens_per_minute: Some(1_000), ..limits(100) };
+        let mut permit = limiter.admit(&limits, 600, 0).unwrap();
+        assert_eq!(permit.view().tokens.unwrap().remaining, 400);
+        let refusal = limiter.admit(&limits, 600, 0).unwrap_err();
+        assert_eq!((refusal.cause, refusal.retry_after_ms), (Cause::RateLimitExceeded, Some(61_000)));
+        permit.settle_tokens(150, 10);
+        permit.settle_tokens(100, 20);
+        assert_eq!(limiter.view(&limits, 30).tokens.unwrap().remaining, 900);
+        drop(permit);
+        assert_eq!(limiter.view(&limits, 30).tokens.unwrap().remaining, 900, "used tokens stay used");
+        let refusal = limiter.admit(&limits, 1_001, 30).unwrap_err();
+        assert_eq!((refusal.cause, refusal.retry_after_ms), (Cause::RateLimitExceeded, None));
+    }
+
+    #[test]
+    fn a_keys_own_limits_stand_before_its_plans() {
+        let plan = Plan {
+            name: "free".into(),
+            requests_per_minute: 30,
+            tokens_per_minute: Some(5),
+            concurrent_requests: None,
+            models: None,
+        };
+        let mut key = KeyRecord::for_tests();
+        assert_eq!(KeyLimits::new(&key, &plan), KeyLimits { tokens_per_minute: Some(5), ..limits(30) });
+        key.requests_per_minute = Some(7);
+        key.concurrent_requests = Some(1);
+        let own = KeyLimits { requests_per_minute: 7, tokens_per_minute: Some(5), concurrent_requests: Some(1) };
+        assert_eq!(KeyLimits::new(&key, &plan), own);
+    }
+
+    proptest! {
+        #[test]
+        fn concurrency_is_what_is_held(steps in vec((any::<bool>(), 1u32..5), 1..200)) {
+            let limiter = Arc::new(KeyLimiter::default());
+            let mut held = Vec::new();
+            for (start, limit) in steps {
+                if start {
+                    let limits = KeyLimits { concurrent_requests: Some(limit), ..limits(u32::MAX) };
+                    match limiter.admit(&limits, 0, 0) {
+                        Ok(permit) => {
+                            prop_assert!(held.len() < limit as usize);
+                            held.push(permit);
+                        }
+                        Err(_) => prop_assert!(held.len() >= limit as usize),
+                    }
+                } else {
+                    held.pop();
+                }
+                prop_assert_eq!(limiter.in_flight() as usize, held.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Money that requests are admitted against: an account's credit, and what a key has spent of its budget.
+//!
+//! Each follows the ledger from behind. What requests have cost since is `pending` until the ledger has it, so that a request
+//! that has ended counts at once, not when its entry is committed. The ledger's amount and a request's settlement arrive by two
+//! ways (the poll of the store, the billing worker) and in any order: sequence numbers say which amount is the newer, and a cost
+//! leaves `pending` only with its own settlement. In between it may count twice, never not at all.
+
+use std::sync::Mutex;
+
+use super::lock;
+use crate::relay::meter::NanoUsd;
+use crate::relay::refusal::{Cause, Refusal};
+
+/// An account's credit. One for each account, shared by all its keys.
+#[derive(Debug)]
+pub struct Purse {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    /// The ledger's amount, including all entries of this amount's owner up to `seq`.
+    committed: NanoUsd,
+    seq: i64,
+    /// What ended requests cost that have not been settled.
+    pending: NanoUsd,
+}
+
+impl Purse {
+    /// A purse with what the ledger says, up to its entry `seq`.
+    pub fn new(committed: NanoUsd, seq: i64) -> Self {
+        Self { state: Mutex::new(State { committed, seq, pending: NanoUsd(0) }) }
+    }
+
+    /// What is left: the ledger's amount less what is pending.
+    pub fn available(&self) -> NanoUsd {
+        let state = lock(&self.state);
+        NanoUsd(state.committed.0.saturating_sub(state.pending.0))
+    }
+
+    /// Takes a request's cost, as soon as it is known.
+    pub fn charge(&self, cost: NanoUsd) {
+        let mut state = lock(&self.state);
+        state.pending.0 = state.pending.0.saturating_add(cost.0);
+    }
+
+    /// A cost charged before is in the ledger now, which amounts to `committed` at its entry `seq`.
+    pub fn settled(&self, cost: NanoUsd, committed: NanoUsd, seq: i64) {
+        let mut state = lock(&self.state);
+        state.pending.0 = state.pending.0.saturating_sub(cost.0);
+        state.take(committed, seq);
+    }
+
+    /// The ledger amounts to `committed` at its entry `seq`; older news than what is known is ignored.
+    pub fn refresh(&self, committed: NanoUsd, seq: i64) {
+        lock(&self.state).take(committed, seq);
+    }
+}
+
+impl State {
+    fn take(&mut self, committed: NanoUsd, seq: i64) {
+        if seq > self.seq {
+            self.committed = committed;
+            self.seq = seq;
+        }
+    }
+}
+
+/// What a key has spent in all. One for each key. Kept as a purse that began empty and is only ever taken from.
+#[derive(Debug)]
+pub struct Spending(Purse);
+
+impl Spending {
+    /// What the ledger says the key has spent, up to its entry `seq`.
+    pub fn new(spent: NanoUsd, seq: i64) -> Self {
+        Self(Purse::new(negative(spent), seq))
+    }
+
+    /// What the key has spent, pending costs included.
+    pub fn spent(&self) -> NanoUsd {
+        negative(self.0.available())
+    }
+
+    /// Adds a request's cost, as soon as it is known.
+    pub fn charge(&self, cost: NanoUsd) {
+        self.0.charge(cost);
+    }
+
+    /// A cost charged before is in the ledger now, where the key has spent `spent` at the entry `seq`.
+    pub fn settled(&self, cost: NanoUsd, spent: NanoUsd, seq: i64) {
+        self.0.settled(cost, negative(spent), seq);
+    }
+
+    /// The key has spent `spent` at the ledger's entry `seq`; older news than what is known is ignored.
+    pub fn refresh(&self, spent: NanoUsd, seq: i64) {
+        self.0.refresh(negative(spent), seq);
+    }
+}
+
+fn negative(amount: NanoUsd) -> NanoUsd {
+    NanoUsd(amount.0.saturating_neg())
+}
+
+/// Whether there is credit and budget left for one more request, whatever it may come to cost.
+///
+/// # Errors
+/// [`Cause::InsufficientCredits`], or [`Cause::BudgetExceeded`] where it is only the key's own budget that is used up.
+pub fn check_credit(account: &Purse, spending: &Spending, budget: Option<NanoUsd>) -> Result<(), Refusal> {
+    if account.available() <= NanoUsd(0) {
+        let message = "The account's credit is used up. Add credit to go on.";
+        return Err(Refusal::new(Cause::InsufficientCredits, message));
+    }
+    if budget.is_some_and(|budget| spending.spent() >= budget) {
+        let message = "This key has spent its budget. Use another key, or raise its budget.";
+        return Err(Refusal::new(Cause::BudgetExceeded, message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_cost_counts_at_once_and_once() {
+        let purse = Purse::new(NanoUsd(100), 5);
+        purse.charge(NanoUsd(30));
+        assert_eq!(purse.available(), NanoUsd(70));
+        purse.settled(NanoUsd(30), NanoUsd(70), 6);
+        assert_eq!(purse.available(), NanoUsd(70));
+        purse.refresh(NanoUsd(100), 5);
+        assert_eq!(purse.available(), NanoUsd(70), "old news");
+        purse.refresh(NanoUsd(570), 7);
+        assert_eq!(purse.available(), NanoUsd(570));
+    }
+
+    #[test]
+    fn a_poll_that_overtakes_the_settlement_counts_twice_for_a_moment() {
+        let purse = Purse::new(NanoUsd(100), 5);
+        purse.charge(NanoUsd(30));
+        purse.refresh(NanoUsd(70), 6);
+        assert_eq!(purse.available(), NanoUsd(40));
+        purse.settled(NanoUsd(30), NanoUsd(70), 6);
+        assert_eq!(purse.available(), NanoUsd(70));
+    }
+
+    #[test]
+    fn spending_rises() {
+        let spending = Spending::new(NanoUsd(10), 1);
+        spending.charge(NanoUsd(5));
+        assert_eq!(spending.spent(), NanoUsd(15));
+        spending.settled(NanoUsd(5), NanoUsd(15), 2);
+        spending.refresh(NanoUsd(10), 1);
+        assert_eq!(spending.spent(), NanoUsd(15));
+    }
+
+    #[test]
+    fn credit_and_budget_end_at_nothing_left() {
+        let refused = |balance, spent, budget: Option<i64>| {
+            let (purse, spending) = (Purse::new(NanoUsd(balance), 1), Spending::new(NanoUsd(spent), 1));
+            check_credit(&purse, &spending, budget.map(NanoUsd)).map_err(|refusal| refusal.cause).err()
+        };
+        assert_eq!(refused(1, 1_000, None), None);
+        assert_eq!(refused(0, 0, None), Some(Cause::InsufficientCredits));
+        assert_eq!(refused(-5, 9, Some(9)), Some(Cause::InsufficientCredits));
+        assert_eq!(refused(1, 8, Some(9)), None);
+        assert_eq!(refused(1, 9, Some(9)), Some(Cause::BudgetExceeded));
+    }
+
+    #[test]
+    fn charges_of_many_threads_add_up() {
+        let purse = Purse::new(NanoUsd(0), 0);
+        thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| (0..1_000).for_each(|_| purse.charge(NanoUsd(3))));
+            }
+        });
+        assert_eq!(purse.available(), NanoUsd(-48_000));
+    }
+
+    proptest! {
+        /// Requests of many costs are charged, committed and reported back in any interleaving, with polls in between that
+        /// may be stale. What is available is never more than the truth, and is the truth when all is reported.
+        #[test]
+        fn never_more_than_the_truth_and_exact_in_the_end(
+            costs in vec(0i64..1_000, 1..40), steps in vec((0u8..4, any::<prop::sample::Index>()), 0..200),
+        ) {
+            const START: i64 = 10_000;
+            let purse = Purse::new(NanoUsd(START), 0);
+            let mut charged = 0;
+            // The ledger: the amount after each of its entries; its sequence numbers are the places.
+            let mut ledger = vec![START];
+            let mut reported = 0;
+            for (step, index) in steps {
+                match step {
+                    0 if charged < costs.len() => {
+                        purse.charge(NanoUsd(costs[charged]));
+                        charged += 1;
+                    }
+                    1 if ledger.len() - 1 < charged => ledger.push(ledger[ledger.len() - 1] - costs[ledger.len() - 1]),
+                    2 if reported < ledger.len() - 1 => {
+                        reported += 1;
+                        purse.settled(NanoUsd(costs[reported - 1]), NanoUsd(ledger[reported]), reported as i64);
+                    }
+                    3 => {
+                        let seq = index.index(ledger.len());
+                        purse.refresh(NanoUsd(ledger[seq]), seq as i64);
+                    }
+                    _ => {}
+                }
+                let truth = START - costs[..charged].iter().sum::<i64>();
+                prop_assert!(purse.available() <= NanoUsd(truth));
+            }
+            while ledger.len() - 1 < charged {
+                ledger.push(ledger[ledger.len() - 1] - costs[ledger.len() - 1]);
+            }
+            while reported < charged {
+                reported += 1;
+                purse.settled(NanoUsd(costs[reported - 1]), NanoUsd(ledger[reported]), reported as i64);
+            }
+            prop_assert_eq!(purse.available(), NanoUsd(ledger[charged]));
+        }
+    }
+}

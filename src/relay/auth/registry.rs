@@ -1,0 +1,191 @@
+//! Which keys and accounts are alive in this process, so that one of each exists and news reach it.
+//!
+//! The cache may drop a key that still has requests running; when the key is loaded again it must be the same one, or its
+//! windows and what it owes would begin anew. So keys and accounts are remembered weakly for as long as anyone holds them.
+//!
+//! News (a changed key, a balance) may arrive while the key that they are about is being loaded. What was loaded may then be
+//! older than the news, so news are kept for as long as a load that they may concern is running.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use super::cache::KeyEntry;
+use super::{KeyDigest, KeyRecord};
+use crate::relay::admit::Purse;
+use crate::relay::meter::NanoUsd;
+
+/// So many names of the dead may be there before they are looked for.
+const DEAD_MIN: usize = 1024;
+
+/// An amount of the ledger: an account's balance, or what a key has spent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Amount {
+    /// The account's or the key's id.
+    pub id: Box<str>,
+    /// How much it is.
+    pub amount: NanoUsd,
+    /// The ledger's sequence number that the amount includes.
+    pub seq: i64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    keys: Living<KeyEntry>,
+    accounts: Living<Purse>,
+    loading: HashMap<KeyDigest, Load>,
+    /// Amounts heard of while something is being loaded; at most one for each account and key that there is.
+    balances_heard: HashMap<Box<str>, Amount>,
+    spending_heard: HashMap<Box<str>, Amount>,
+}
+
+/// A key that is being loaded.
+#[derive(Debug, Default)]
+struct Load {
+    /// More than one where a look-up was given up and another began before the first was gone.
+    running: u32,
+    /// The newest record that was heard of meanwhile.
+    heard: Option<KeyRecord>,
+}
+
+impl Registry {
+    /// A look-up begins; [`Registry::loaded`] follows, and in any case [`Registry::load_ended`].
+    pub(super) fn load_began(&mut self, digest: KeyDigest) {
+        self.loading.entry(digest).or_default().running += 1;
+    }
+
+    /// The look-up's outcome, put right by what was heard while it ran: the one living entry of that key, up to date.
+    pub(super) fn loaded(&mut self, digest: &KeyDigest, record: Option<KeyRecord>) -> Option<Arc<KeyEntry>> {
+        let heard = self.loading.get(digest).and_then(|load| load.heard.clone());
+        let record = heard.or(record)?;
+        let entry = match self.keys.find(&record.key_id) {
+            Some(entry) => {
+                entry.refresh(record);
+                entry
+            }
+            None => self.bring_to_life(record),
+        };
+        let record = entry.record();
+        if let Some(heard) = self.balances_heard.get(&record.account_id) {
+            entry.account.refresh(heard.amount, heard.seq);
+        }
+        if let Some(heard) = self.spending_heard.get(&record.key_id) {
+            entry.spending.refresh(heard.amount, heard.seq);
+        }
+        Some(entry)
+    }
+
+    /// A look-up is over, whatever became of it.
+    pub(super) fn load_ended(&mut self, digest: &KeyDigest) {
+        if let Some(load) = self.loading.get_mut(digest) {
+            load.running -= 1;
+            if load.running == 0 {
+                self.loading.remove(digest);
+            }
+        }
+        if self.loading.is_empty() {
+            self.balances_heard.clear();
+            self.spending_heard.clear();
+        }
+    }
+
+    /// A key changed.
+    pub(super) fn hear_of_key(&mut self, record: &KeyRecord) {
+        if let Some(load) = self.loading.get_mut(&record.digest) {
+            load.heard = Some(record.clone());
+        }
+        if let Some(entry) = self.keys.find(&record.key_id) {
+            entry.refresh(record.clone());
+        }
+    }
+
+    /// An account's balance changed.
+    pub(super) fn hear_of_balance(&mut self, heard: &Amount) {
+        if let Some(purse) = self.accounts.find(&heard.id) {
+            purse.refresh(heard.amount, heard.seq);
+        }
+        if !self.loading.is_empty() {
+            self.balances_heard.insert(heard.id.clone(), heard.clone());
+        }
+    }
+
+    /// What a key has spent changed.
+    pub(super) fn hear_of_spending(&mut self, heard: &Amount) {
+        if let Some(entry) = self.keys.find(&heard.id) {
+            entry.spending.refresh(heard.amount, heard.seq);
+        }
+        if !self.loading.is_empty() {
+            self.spending_heard.insert(heard.id.clone(), heard.clone());
+        }
+    }
+
+    /// Whether no look-up runs and nothing is kept for one.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        self.loading.is_empty() && self.balances_heard.is_empty() && self.spending_heard.is_empty()
+    }
+
+    fn bring_to_life(&mut self, record: KeyRecord) -> Arc<KeyEntry> {
+        let account = match self.accounts.find(&record.account_id) {
+            Some(account) => {
+                account.refresh(record.balance, record.balance_seq);
+                account
+            }
+            None => {
+                let account = Arc::new(Purse::new(record.balance, record.balance_seq));
+                self.accounts.remember(record.account_id.clone(), &account);
+                account
+            }
+        };
+        let key_id = record.key_id.clone();
+        let entry = Arc::new(KeyEntry::new(record, account));
+        self.keys.remember(key_id, &entry);
+        entry
+    }
+}
+
+/// Things by id, for as long as someone holds them.
+#[derive(Debug)]
+struct Living<T> {
+    by_id: HashMap<Box<str>, Weak<T>>,
+    /// At how many names the dead are looked for.
+    sweep_at: usize,
+}
+
+impl<T> Default for Living<T> {
+    fn default() -> Self {
+        Self { by_id: HashMap::new(), sweep_at: DEAD_MIN }
+    }
+}
+
+impl<T> Living<T> {
+    fn find(&self, id: &str) -> Option<Arc<T>> {
+        self.by_id.get(id)?.upgrade()
+    }
+
+    /// Forgets the dead whenever they may be half of all, so the cost of looking for them is spread evenly.
+    fn remember(&mut self, id: Box<str>, thing: &Arc<T>) {
+        if self.by_id.len() >= self.sweep_at {
+            self.by_id.retain(|_, thing| thing.strong_count() > 0);
+            self.sweep_at = self.by_id.len() * 2 + DEAD_MIN;
+        }
+        self.by_id.insert(id, Arc::downgrade(thing));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dead_are_forgotten() {
+        let mut living = Living::default();
+        let held = Arc::new(0);
+        living.remember("held".into(), &held);
+        for id in 0..10 * DEAD_MIN {
+            living.remember(id.to_string().into(), &Arc::new(id));
+        }
+        assert!(living.by_id.len() <= 2 * DEAD_MIN + 2, "{}", living.by_id.len());
+        assert!(living.find("held").is_some_and(|found| Arc::ptr_eq(&found, &held)));
+        assert!(living.find("5").is_none());
+    }
+}
