@@ -10,10 +10,7 @@ use crate::store::Store;
 /// that lack a credential in this shell do not matter here.
 pub(super) fn with_store(common: &Common, command: impl AsyncFnOnce(&Snapshot, &Store) -> Outcome) -> Outcome {
     let path = config::locate(common.config.as_deref());
-    let loaded = config::load(&path, Providers::OnlyReady).map_err(|mistakes| {
-        let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        Failure(format!("the configuration cannot be used:\n{}", lines.join("\n")))
-    })?;
+    let loaded = config::load(&path, Providers::OnlyReady).map_err(|mistakes| Failure::of_mistakes(&mistakes))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let store = Store::open(&loaded.snapshot.store.url).await?;
