@@ -1,5 +1,8 @@
 //! The commands that work on the store, through the real binary: what they print, what they refuse, how they exit.
 
+// The helpers of tests may panic as the tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

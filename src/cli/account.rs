@@ -72,7 +72,10 @@ impl Action {
                 require_plan(snapshot, plan)?;
                 store.create_account(name, plan, now_ms()).await?
             }
-            Action::List => return list(&store.accounts().await?, json),
+            Action::List => {
+                list(&store.accounts().await?, json);
+                return Ok(());
+            }
             Action::Show { id } => return show(store, id, json).await,
             Action::Credit { id, amount, note } => store.credit(id, *amount, note.as_deref(), now_ms()).await?,
             Action::Plan { id, plan } => {
@@ -82,13 +85,15 @@ impl Action {
             Action::Suspend { id } => store.set_account_active(id, false).await?,
             Action::Resume { id } => store.set_account_active(id, true).await?,
         };
-        print(&account, json)
+        print(&account, json);
+        Ok(())
     }
 }
 
-fn print(account: &store::Account, json: bool) -> Result<(), Failure> {
+fn print(account: &store::Account, json: bool) {
     if json {
-        return Ok(output::json(&Document::from(account))?);
+        output::json(&Document::from(account));
+        return;
     }
     for (name, value) in [
         ("id", &account.id),
@@ -100,11 +105,10 @@ fn print(account: &store::Account, json: bool) -> Result<(), Failure> {
     ] {
         output::line(&format!("{name:<8} {value}"));
     }
-    Ok(())
 }
 
 async fn show(store: &Store, id: &str, json: bool) -> Result<(), Failure> {
-    print(&store.account(id).await?, json)?;
+    print(&store.account(id).await?, json);
     if json {
         return Ok(());
     }
@@ -120,9 +124,10 @@ async fn show(store: &Store, id: &str, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn list(accounts: &[store::Account], json: bool) -> Result<(), Failure> {
+fn list(accounts: &[store::Account], json: bool) {
     if json {
-        return Ok(output::json(&accounts.iter().map(Document::from).collect::<Vec<_>>())?);
+        output::json(&accounts.iter().map(Document::from).collect::<Vec<_>>());
+        return;
     }
     let rows: Vec<_> = accounts
         .iter()
@@ -139,7 +144,6 @@ fn list(accounts: &[store::Account], json: bool) -> Result<(), Failure> {
         Column::Right("BALANCE USD"),
     ];
     Table::new(columns).rows(&rows);
-    Ok(())
 }
 
 fn status(account: &store::Account) -> &'static str {

@@ -23,7 +23,7 @@ pub(super) struct Key {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// A new key, printed once
+    /// A new key, printed once; limits that are not given are the plan's
     Create(Create),
     /// All keys, or one account's
     List {
@@ -38,7 +38,6 @@ enum Action {
     },
 }
 
-/// Limits that are not given are the plan's.
 #[derive(Debug, Args)]
 struct Create {
     /// Whose it is
@@ -100,7 +99,8 @@ impl Create {
         };
         let (key, secret) = create(store, &new).await?;
         if json {
-            return Ok(output::json(&Document { key: Some(secret.expose()), ..Document::from(&key) })?);
+            output::json(&Document { key: Some(secret.expose()), ..Document::from(&key) });
+            return Ok(());
         }
         output::line(&format!("{} ({}) of {}", key.id, key.name, key.account_id));
         output::line(secret.expose());
@@ -124,7 +124,8 @@ async fn list(store: &Store, account: Option<&str>, json: bool) -> Result<(), Fa
     }
     let keys = store.keys(account).await?;
     if json {
-        return Ok(output::json(&keys.iter().map(Document::from).collect::<Vec<_>>())?);
+        output::json(&keys.iter().map(Document::from).collect::<Vec<_>>());
+        return Ok(());
     }
     let or_plan = |limit: Option<u32>| limit.map_or_else(|| "plan".to_owned(), |limit| limit.to_string());
     let rows: Vec<_> = keys
@@ -157,7 +158,8 @@ async fn list(store: &Store, account: Option<&str>, json: bool) -> Result<(), Fa
 async fn revoke(store: &Store, id: &str, json: bool) -> Result<(), Failure> {
     let key = store.revoke_key(id, now_ms()).await?;
     if json {
-        return Ok(output::json(&Document::from(&key))?);
+        output::json(&Document::from(&key));
+        return Ok(());
     }
     output::line(&format!("{} ({}) of {} is revoked", key.id, key.name, key.account_id));
     Ok(())

@@ -20,7 +20,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// An OpenAI-compatible relay for language models.
 #[derive(Debug, Parser)]
-#[command(name = "tollgate", version, about, max_term_width = 100)]
+#[command(name = "tollgate", version, propagate_version = true, about, max_term_width = 100)]
 struct CommandLine {
     #[command(flatten)]
     common: Common,

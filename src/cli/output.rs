@@ -20,9 +20,12 @@ pub(super) fn note(text: &str) {
 }
 
 /// One JSON document on stdout.
-pub(super) fn json(document: &impl Serialize) -> Result<(), serde_json::Error> {
-    line(&serde_json::to_string(document)?);
-    Ok(())
+pub(super) fn json(document: &impl Serialize) {
+    match serde_json::to_string(document) {
+        Ok(text) => line(&text),
+        // Only maps with keys that are no text can fail, and no command prints one.
+        Err(failure) => error(&failure.to_string()),
+    }
 }
 
 /// A table on stdout, printed in as many parts as it comes in.

@@ -60,7 +60,8 @@ async fn totals(store: &Store, filter: &UsageFilter, by: By, json: bool) -> Resu
     };
     let totals = store.usage_by(filter, of).await?;
     if json {
-        return Ok(output::json(&totals.iter().map(|total| TotalDocument::new(by, total)).collect::<Vec<_>>())?);
+        output::json(&totals.iter().map(|total| TotalDocument::new(by, total)).collect::<Vec<_>>());
+        return Ok(());
     }
     let rows: Vec<_> = totals
         .into_iter()

@@ -177,3 +177,49 @@ pub(super) async fn set_balance(
         .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, record};
+    use super::*;
+
+    #[tokio::test]
+    async fn accounts_are_listed_oldest_first() {
+        let fixture = Fixture::with_credit("5").await;
+        let second = fixture.store.create_account("Bob", "pro", 2_000).await.unwrap();
+        let expected = Account {
+            id: second.id.clone(),
+            name: "Bob".into(),
+            plan: "pro".into(),
+            active: true,
+            balance: NanoUsd(0),
+            balance_seq: 0,
+            created_at_ms: 2_000,
+        };
+        assert_eq!(second, expected);
+        assert_eq!(fixture.store.accounts().await.unwrap(), [fixture.account().await, second]);
+    }
+
+    #[tokio::test]
+    async fn credits_are_kept_with_their_notes_apart_from_usage() {
+        let fixture = Fixture::with_credit("5").await;
+        fixture.store.settle(&[record(&fixture, 100)]).await.unwrap();
+        let id = &fixture.account_id;
+        let account = fixture.store.credit(id, NanoUsd(-200), Some("a mistake"), 3_000).await.unwrap();
+        assert_eq!((account.balance, account.balance_seq), (NanoUsd(4_999_999_700), 3));
+        let credits = fixture.store.credits(id).await.unwrap();
+        let expected = [
+            Credit { seq: 3, amount: NanoUsd(-200), note: Some("a mistake".into()), created_at_ms: 3_000 },
+            Credit { seq: 1, amount: NanoUsd(5_000_000_000), note: None, created_at_ms: 1_000 },
+        ];
+        assert_eq!(credits, expected);
+    }
+
+    #[tokio::test]
+    async fn a_balance_that_cannot_be_held_is_refused() {
+        let fixture = Fixture::with_credit("5").await;
+        let error = fixture.store.credit(&fixture.account_id, NanoUsd(i64::MAX), None, 1).await.unwrap_err();
+        assert!(matches!(error, StoreError::AmountTooLarge));
+        assert_eq!(fixture.account().await.balance, NanoUsd(5_000_000_000));
+    }
+}

@@ -76,24 +76,24 @@ const CHECKS: [(DifferenceKind, &str); 7] = [
     ),
     (
         DifferenceKind::EntryMissing,
-        "SELECT u.request_id, u.cost_nano_usd, NULL FROM usage_records u \
+        "SELECT u.request_id, u.cost_nano_usd, CAST(NULL AS BIGINT) FROM usage_records u \
          WHERE NOT EXISTS (SELECT 1 FROM ledger_entries e WHERE e.request_id = u.request_id) ORDER BY u.request_id",
     ),
     (
         DifferenceKind::UsageMissing,
-        "SELECT COALESCE(e.request_id, 'entry ' || CAST(e.seq AS TEXT)), NULL, -e.amount_nano_usd \
+        "SELECT COALESCE(e.request_id, 'entry ' || CAST(e.seq AS TEXT)), CAST(NULL AS BIGINT), -e.amount_nano_usd \
          FROM ledger_entries e WHERE (e.kind = 'usage' OR e.request_id IS NOT NULL) \
          AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.request_id = e.request_id) ORDER BY e.seq",
     ),
     (
         DifferenceKind::AccountMissing,
-        "SELECT e.account_id, NULL, CAST(SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
+        "SELECT e.account_id, CAST(NULL AS BIGINT), CAST(SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
          WHERE NOT EXISTS (SELECT 1 FROM accounts a WHERE a.id = e.account_id) \
          GROUP BY e.account_id ORDER BY e.account_id",
     ),
     (
         DifferenceKind::KeyMissing,
-        "SELECT e.key_id, NULL, CAST(-SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
+        "SELECT e.key_id, CAST(NULL AS BIGINT), CAST(-SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
          WHERE e.key_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM api_keys k WHERE k.id = e.key_id) \
          GROUP BY e.key_id ORDER BY e.key_id",
     ),

@@ -16,8 +16,8 @@ pub enum StoreError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// The file, or the folder that it is to be in, cannot be made.
-    #[error("cannot create {}: {source}", path.display())]
+    /// The file, or the folder that it is to be in, cannot be made or used.
+    #[error("cannot create or use {}: {source}", path.display())]
     Create {
         /// The folder or file.
         path: PathBuf,

@@ -300,3 +300,99 @@ fn list_to_text(list: &[String]) -> String {
 fn list_from_text(text: &str) -> Option<Vec<String>> {
     serde_json::from_str(text).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{DIGEST, Fixture, record};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_is_found_by_its_digest_with_what_its_account_has() {
+        let fixture = Fixture::with_credit("5").await;
+        fixture.store.settle(&[record(&fixture, 100)]).await.unwrap();
+        let found = fixture.store.find_key(&DIGEST).await.unwrap().unwrap();
+        let expected = KeyRecord {
+            key_id: fixture.key_id.as_str().into(),
+            account_id: fixture.account_id.as_str().into(),
+            digest: DIGEST,
+            plan: "free".into(),
+            active: true,
+            expires_at_ms: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            concurrent_requests: None,
+            budget: None,
+            models: None,
+            allow_ip: Vec::new(),
+            balance: NanoUsd(4_999_999_900),
+            balance_seq: 2,
+            spent: NanoUsd(100),
+            spent_seq: 2,
+        };
+        assert_eq!(found, expected);
+        assert_eq!(fixture.store.find_key(&KeyDigest([8; 32])).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn terms_come_back_as_they_were_given() {
+        let fixture = Fixture::with_credit("5").await;
+        let terms = KeyTerms {
+            requests_per_minute: Some(u32::MAX),
+            tokens_per_minute: Some(i64::MAX as u64),
+            concurrent_requests: Some(1),
+            budget: Some(NanoUsd(0)),
+            models: Some(vec!["Pro/zai-org/GLM-5.1".into(), "a\"b,c".into()]),
+            allow_ip: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+            expires_at_ms: Some(-1),
+        };
+        let new = NewKey { account_id: fixture.account_id.clone(), name: "all".into(), terms: terms.clone() };
+        let digest = KeyDigest([9; 32]);
+        let created = fixture.store.create_key(&new, &digest, 5_000).await.unwrap();
+        assert_eq!((&created.terms, created.created_at_ms, created.revoked_at_ms), (&terms, 5_000, None));
+        let keys = fixture.store.keys(Some(&fixture.account_id)).await.unwrap();
+        assert_eq!(keys[1], created, "oldest first");
+        let found = fixture.store.find_key(&digest).await.unwrap().unwrap();
+        assert_eq!((found.requests_per_minute, found.tokens_per_minute), (Some(u32::MAX), Some(i64::MAX as u64)));
+        assert_eq!((found.concurrent_requests, found.budget), (Some(1), Some(NanoUsd(0))));
+        assert_eq!(found.models.unwrap()[1], "a\"b,c".into());
+        assert_eq!((found.allow_ip, found.expires_at_ms), (terms.allow_ip, Some(-1)));
+    }
+
+    #[tokio::test]
+    async fn a_revoked_key_stays_revoked_since_the_first_time() {
+        let fixture = Fixture::with_credit("5").await;
+        fixture.store.revoke_key(&fixture.key_id, 2_000).await.unwrap();
+        let key = fixture.store.revoke_key(&fixture.key_id, 3_000).await.unwrap();
+        assert_eq!(key.revoked_at_ms, Some(2_000));
+        assert!(!fixture.store.find_key(&DIGEST).await.unwrap().unwrap().active);
+    }
+
+    #[tokio::test]
+    async fn status_is_of_a_moment() {
+        let fixture = Fixture::with_credit("5").await;
+        let mut key = fixture.store.keys(None).await.unwrap().remove(0);
+        assert_eq!(key.status_at(i64::MAX), KeyStatus::Active);
+        key.terms.expires_at_ms = Some(10);
+        assert_eq!((key.status_at(9), key.status_at(10)), (KeyStatus::Active, KeyStatus::Expired));
+        key.revoked_at_ms = Some(5);
+        assert_eq!(key.status_at(10), KeyStatus::Revoked);
+    }
+
+    #[tokio::test]
+    async fn a_digest_is_given_once() {
+        let fixture = Fixture::with_credit("5").await;
+        let new = NewKey { account_id: fixture.account_id.clone(), name: "twin".into(), terms: KeyTerms::default() };
+        assert!(fixture.store.create_key(&new, &DIGEST, 1).await.is_err());
+        let stranger = NewKey { account_id: "acct_none".into(), ..new };
+        let error = fixture.store.create_key(&stranger, &KeyDigest([8; 32]), 1).await.unwrap_err();
+        assert!(matches!(error, StoreError::UnknownAccount(id) if id == "acct_none"));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_is_named() {
+        let fixture = Fixture::with_credit("5").await;
+        sqlx::query("UPDATE api_keys SET allow_ip = '[\"nowhere\"]'").execute(&fixture.store.pool).await.unwrap();
+        let error = fixture.store.find_key(&DIGEST).await.unwrap_err().to_string();
+        assert!(error.contains("allow_ip") && error.contains(&fixture.key_id), "{error}");
+    }
+}

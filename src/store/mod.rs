@@ -1,8 +1,8 @@
 //! Accounts, keys, ledger and usage at rest.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
-//! well (numbered placeholders, shared types, no upserts but `ON CONFLICT DO NOTHING`), so that several nodes can share
-//! a store later; the three statements that differ (how a transaction begins, and the pragmas) stand in this file.
+//! well (numbered placeholders, shared types, of upserts only `ON CONFLICT DO NOTHING`), so that several nodes can share
+//! a store later. What differs stands in two places: how a transaction begins is here, pragmas and files are in `open`.
 //!
 //! Money has one rule: a balance changes only together with the ledger entry that explains it, in one transaction that
 //! first advances the ledger's counter. That counter's row is the lock that puts all movements of money in order.

@@ -1,6 +1,6 @@
 //! Finds, creates and migrates the store's file.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ const CONNECTIONS_MAX: u32 = 4;
 /// A pool of connections to the store at `url`, migrated.
 pub(super) async fn open(url: &str) -> Result<SqlitePool, StoreError> {
     let path = path_of(url)?;
-    create(&path)?;
+    let folder = create(&path)?;
+    let _opening = lock(folder).await?;
     let options = SqliteConnectOptions::new()
         .filename(&path)
         .create_if_missing(false)
@@ -62,23 +63,34 @@ fn path_of(url: &str) -> Result<PathBuf, StoreError> {
 }
 
 /// Creates file and folders where there are none, closed to everyone but their owner: digests, names and bills are in
-/// them. SQLite gives its journal files the mode of the database.
-fn create(path: &Path) -> Result<(), StoreError> {
-    let refused = |path: &Path| {
-        let path = path.to_owned();
-        |source| StoreError::Create { path, source }
-    };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(refused(folder))?;
-    }
+/// them. SQLite gives its journal files the mode of the database. Answers with the file's folder.
+fn create(path: &Path) -> Result<PathBuf, StoreError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(refused(folder))?;
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(refused(path)(error)),
-        _ => Ok(()),
+        _ => Ok(folder.to_owned()),
     }
 }
 
-/// Brings the tables to this version inside one transaction that holds the write lock, so that programs that open a new
-/// store at the same moment do not migrate it twice.
+/// Waits until nobody else opens a store in that folder. SQLite turns a new file's WAL on without waiting for others, so
+/// of two programs that first meet there one would fail. The lock is the folder's, because closing another handle of
+/// the database would give up the locks that SQLite holds on it.
+async fn lock(folder: PathBuf) -> Result<File, StoreError> {
+    let locking = tokio::task::spawn_blocking(move || {
+        let file = File::open(&folder).map_err(refused(&folder))?;
+        file.lock().map_err(refused(&folder))?;
+        Ok(file)
+    });
+    locking.await.map_err(|error| StoreError::Database(sqlx::Error::Io(error.into())))?
+}
+
+fn refused(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    |source| StoreError::Create { path, source }
+}
+
+/// Brings the tables to this version inside one transaction, so that a store is never between two versions.
 async fn migrate(path: &Path, options: &SqliteConnectOptions) -> Result<(), StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
     let mut connection = SqliteConnection::connect_with(options).await.map_err(failed)?;
@@ -152,7 +164,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn many_may_open_a_new_store_at_once() {
         let folder = tempfile::tempdir().unwrap();
-        for round in 0..5 {
+        for round in 0..10 {
             let url = format!("sqlite://{}/{round}/tollgate.db", folder.path().display());
             let opening: Vec<_> = (0..8)
                 .map(|_| {

@@ -57,6 +57,18 @@ pub struct Place<'a> {
     pub bytes: &'a [u8],
     /// Where they begin in the chunk that was pushed; `None` if earlier chunks have a part in them.
     pub chunk_at: Option<usize>,
+    /// Where they end in the chunk that was pushed; 0 if they are of earlier chunks alone.
+    pub chunk_end: usize,
+}
+
+impl<'a> Place<'a> {
+    fn within(chunk: &'a [u8], span: Range<usize>) -> Self {
+        Self { bytes: &chunk[span.clone()], chunk_at: Some(span.start), chunk_end: span.end }
+    }
+
+    fn held(bytes: &'a [u8], chunk_end: usize) -> Self {
+        Self { bytes, chunk_at: None, chunk_end }
+    }
 }
 
 impl Default for SseParser {
@@ -85,7 +97,7 @@ impl SseParser {
         while start < chunk.len() {
             if self.after_return && self.line_is_empty && self.is_between() && chunk[start] == b'\n' {
                 self.after_return = false;
-                visit(Piece::LineFeed(Place { bytes: &chunk[start..=start], chunk_at: Some(start) }));
+                visit(Piece::LineFeed(Place::within(chunk, start..start + 1)));
                 start += 1;
                 continue;
             }
@@ -103,7 +115,7 @@ impl SseParser {
     pub fn finish(&mut self, mut visit: impl FnMut(Piece<'_>)) {
         if !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
-            visit(self.read(Place { bytes: &held, chunk_at: None }, None));
+            visit(self.read(Place::held(&held, 0), None));
         }
         *self = Self::new(self.event_bytes_max);
     }
@@ -150,7 +162,7 @@ impl SseParser {
             self.overflow(visit);
         }
         if self.overflowing {
-            visit(Piece::Overflow(Place { bytes: rest, chunk_at: Some(start) }));
+            visit(Piece::Overflow(Place::within(chunk, start..chunk.len())));
         } else {
             self.held.extend_from_slice(rest);
         }
@@ -159,7 +171,7 @@ impl SseParser {
     fn overflow(&mut self, visit: &mut impl FnMut(Piece<'_>)) {
         self.overflowing = true;
         if !self.held.is_empty() {
-            visit(Piece::Overflow(Place { bytes: &self.held, chunk_at: None }));
+            visit(Piece::Overflow(Place::held(&self.held, 0)));
         }
         self.held = Vec::new();
     }
@@ -170,7 +182,7 @@ impl SseParser {
         if !self.overflowing && self.held.len() + span.len() > self.event_bytes_max {
             self.overflow(visit);
         }
-        let here = Place { bytes: &chunk[span.clone()], chunk_at: Some(span.start) };
+        let here = Place::within(chunk, span.clone());
         if self.overflowing {
             visit(Piece::Overflow(here));
             self.overflowing = false;
@@ -179,7 +191,7 @@ impl SseParser {
         } else {
             self.held.extend_from_slice(here.bytes);
             let held = std::mem::take(&mut self.held);
-            visit(self.read(Place { bytes: &held, chunk_at: None }, Some(lines)));
+            visit(self.read(Place::held(&held, span.end), Some(lines)));
         }
         self.first = false;
     }
@@ -224,7 +236,7 @@ mod tests {
                 Piece::LineFeed(place) => ("line feed", place),
             };
             if let Some(at) = place.chunk_at {
-                assert_eq!(&chunk[at..at + place.bytes.len()], place.bytes);
+                assert_eq!(&chunk[at..place.chunk_end], place.bytes);
             }
             match self.pieces.last_mut() {
                 Some((last, bytes)) if *last == "overflow" && kind == "overflow" => {

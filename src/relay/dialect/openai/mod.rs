@@ -1,0 +1,17 @@
+//! OpenAI's own dialect: what clients speak, and most providers with them.
+//!
+//! Where the provider speaks it too, nothing is translated: the request is spliced, the answer forwarded as it comes, and
+//! both are only looked at.
+
+mod answer;
+mod chunk;
+mod error;
+mod fields;
+mod request;
+mod usage;
+mod whole;
+
+pub use answer::StreamReader;
+pub use error::{ProviderError, error_event, map_error};
+pub use request::ChatRequest;
+pub use whole::JsonReader;
