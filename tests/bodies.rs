@@ -134,9 +134,15 @@ fn bad_bodies() -> Vec<(&'static str, Vec<u8>, &'static str, Option<&'static str
         ),
         (
             "100,000 nested arrays",
-            chat(&format!("\"messages\":{}{}", "[".repeat(100_000), "]".repeat(100_000))),
+            with(&format!("\"x\":{}{}", "[".repeat(100_000), "]".repeat(100_000))),
             "invalid_json",
             None,
+        ),
+        (
+            "100,000 arrays for messages",
+            chat(&format!("\"messages\":{}{}", "[".repeat(100_000), "]".repeat(100_000))),
+            "invalid_value",
+            Some("messages[0]"),
         ),
         ("100,000 open arrays", "[".repeat(100_000).into_bytes(), "invalid_json", None),
         ("a form", b"model=x&messages=y".to_vec(), "invalid_json", None),

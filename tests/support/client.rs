@@ -109,6 +109,11 @@ impl Request {
         Connection::open(to).ask(self)
     }
 
+    /// As [`Request::send`]; `None` where nobody listens yet.
+    pub fn try_send(&self, to: SocketAddr) -> Option<Response> {
+        TcpStream::connect(to).is_ok().then(|| self.send(to))
+    }
+
     /// Sends it on a connection of its own and leaves the answer to be read piece by piece.
     pub fn begin(&self, to: SocketAddr) -> Connection {
         let mut connection = Connection::open(to);
