@@ -7,6 +7,9 @@ mod answer;
 mod chunk;
 mod error;
 mod fields;
+mod outlet;
+#[cfg(test)]
+mod recordings;
 mod request;
 mod usage;
 mod whole;
