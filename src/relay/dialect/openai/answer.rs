@@ -147,6 +147,10 @@ impl Answer for StreamReader {
         &self.gate.progress.sample
     }
 
+    fn take_sample(&mut self) -> SampledText {
+        std::mem::take(&mut self.gate.progress.sample)
+    }
+
     fn began(&self) -> bool {
         self.gate.progress.marks.began
     }

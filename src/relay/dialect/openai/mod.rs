@@ -5,7 +5,6 @@
 
 mod answer;
 mod chunk;
-mod error;
 mod fields;
 mod outlet;
 #[cfg(test)]
@@ -15,6 +14,5 @@ mod usage;
 mod whole;
 
 pub use answer::StreamReader;
-pub use error::{ProviderError, error_event, map_error};
 pub use request::ChatRequest;
 pub use whole::JsonReader;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::*;
-use crate::relay::dialect::{Answer, Outcome};
+use crate::relay::dialect::{Answer, Outcome, ProviderError, map_error};
 use crate::relay::json::Cursor;
 use crate::relay::sse::{Piece, SseParser};
 
