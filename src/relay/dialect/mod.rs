@@ -4,9 +4,12 @@
 //! speak the same, what goes in comes out; where not, events go in and the client's events come out. Either way nothing is
 //! kept of the text but a bounded sample, and no tree is built of a delta.
 
+mod error;
 pub mod openai;
 
 use bytes::Bytes;
+
+pub use error::{ProviderError, error_event, map_error};
 
 use super::meter::{SampledText, Usage};
 
@@ -23,6 +26,9 @@ pub trait Answer: Send {
 
     /// The text that has passed, sampled, to count tokens by where nothing was reported.
     fn sample(&self) -> &SampledText;
+
+    /// The same, taken: for the record of a request that is over.
+    fn take_sample(&mut self) -> SampledText;
 
     /// Whether something was said: the first chunk that is more than a greeting has passed.
     fn began(&self) -> bool;

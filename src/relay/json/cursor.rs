@@ -161,7 +161,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes a value of any kind, and tells where it stands, from its first byte to behind its last.
-    pub fn skip(&mut self) -> Result<Range<usize>, Fault> {
+    pub fn span(&mut self) -> Result<Range<usize>, Fault> {
         match self.kind()? {
             Kind::Object | Kind::Array => self.skip_nested(),
             _ => {
@@ -172,9 +172,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Takes a value of any kind.
+    pub fn skip(&mut self) -> Result<(), Fault> {
+        self.span().map(drop)
+    }
+
     /// Takes a value of any kind, and lends its text.
     pub fn raw(&mut self) -> Result<&'a [u8], Fault> {
-        let span = self.skip()?;
+        let span = self.span()?;
         Ok(&self.bytes[span])
     }
 
@@ -399,7 +404,7 @@ mod tests {
                     walk(cursor)?;
                 }
             }
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok(())
     }

@@ -50,6 +50,15 @@ pub enum Piece<'a> {
     LineFeed(Place<'a>),
 }
 
+impl<'a> Piece<'a> {
+    /// Its bytes.
+    pub fn place(&self) -> Place<'a> {
+        match self {
+            Self::Event { place, .. } | Self::Silent(place) | Self::Overflow(place) | Self::LineFeed(place) => *place,
+        }
+    }
+}
+
 /// Bytes of the stream, and where they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place<'a> {

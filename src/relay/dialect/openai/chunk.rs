@@ -13,9 +13,17 @@ const ERROR_MESSAGE_BYTES_MAX: usize = 500;
 /// What all chunks so far have shown.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
+    /// How many choices the client asked for.
+    pub(super) choices: u64,
     pub(super) sample: SampledText,
-    pub(super) began: bool,
     pub(super) error: Option<AnswerError>,
+    pub(super) marks: Marks,
+}
+
+/// What a chunk changes only as a whole: a chunk that breaks off has not said anything, least of all that it finished.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Marks {
+    pub(super) began: bool,
     /// What the chunks themselves reported.
     pub(super) report: Report,
     /// What was reported where only some vendors do: inside a choice (Moonshot), or under `x_groq`.
@@ -37,9 +45,30 @@ pub(super) struct Chunk {
 impl Progress {
     /// Looks at a chunk's JSON. The spans to cut out of it, so that no `usage` is left at its top, are put into `cuts`.
     pub(super) fn look(&mut self, json: &[u8], cuts: &mut Vec<Range<usize>>) -> Result<Chunk, Fault> {
+        let before = self.marks;
+        // OpenRouter tells in an error, behind the finish, why it has finished. That takes no answer back.
+        let answered = self.is_finished();
+        let mut error = None;
+        let mut chunk = self.read(json, cuts, &mut error);
+        match &mut chunk {
+            Ok(chunk) if answered => chunk.error = false,
+            Ok(_) if self.error.is_none() => self.error = error,
+            Ok(_) => {}
+            Err(_) => self.marks = before,
+        }
+        chunk
+    }
+
+    fn read(
+        &mut self,
+        json: &[u8],
+        cuts: &mut Vec<Range<usize>>,
+        error: &mut Option<AnswerError>,
+    ) -> Result<Chunk, Fault> {
         let mut cursor = Cursor::new(json);
         let mut chunk = Chunk::default();
         let mut cutter = Cutter { cuts, kept: false, leading: None };
+        // Of a member that is there twice the last counts, as JSON parsers have it.
         let mut has_choice = false;
         let mut members = cursor.object()?;
         loop {
@@ -47,17 +76,20 @@ impl Progress {
             let Some(key) = cursor.next_member(&mut members)? else { break };
             let key = key.decode();
             if &*key == b"usage" {
-                chunk.only_usage |= cursor.kind()? == Kind::Object;
-                self.report.overwrite(&Report::read(&mut cursor)?);
+                chunk.only_usage = cursor.kind()? == Kind::Object;
+                self.marks.report.overwrite(&Report::read(&mut cursor)?);
                 cutter.cut(before..cursor.at());
                 continue;
             }
             cutter.keep(json, before);
             match &*key {
-                b"choices" => has_choice |= self.choices(&mut cursor)?,
-                b"error" => chunk.error |= self.error(&mut cursor)?,
+                b"choices" => has_choice = self.choices(&mut cursor)?,
+                b"error" if cursor.kind()? != Kind::Null => {
+                    *error = Some(read_error(&mut cursor)?);
+                    chunk.error = true;
+                }
                 b"x_groq" => self.x_groq(&mut cursor)?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
         }
         cutter.end();
@@ -66,15 +98,16 @@ impl Progress {
         Ok(chunk)
     }
 
-    /// Whether that many choices have finished, and all that were begun.
-    pub(super) fn is_finished(&self, choices: u64) -> bool {
-        self.started == self.finished && u64::from(self.finished.count_ones()) >= choices.clamp(1, 128)
+    /// Whether as many choices have finished as were asked for, and all that were begun.
+    pub(super) fn is_finished(&self) -> bool {
+        self.marks.started == self.marks.finished
+            && u64::from(self.marks.finished.count_ones()) >= self.choices.clamp(1, 128)
     }
 
     /// Whether there is any choice in the value, which is taken.
     fn choices(&mut self, cursor: &mut Cursor<'_>) -> Result<bool, Fault> {
         if cursor.kind()? != Kind::Array {
-            return cursor.skip().map(|_| false);
+            return cursor.skip().map(|()| false);
         }
         let mut position = 0;
         let mut items = cursor.array()?;
@@ -87,7 +120,7 @@ impl Progress {
 
     fn choice(&mut self, cursor: &mut Cursor<'_>, position: u32) -> Result<(), Fault> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(drop);
+            return cursor.skip();
         }
         let mut index = position;
         let mut finished = false;
@@ -101,22 +134,22 @@ impl Progress {
                 b"delta" => self.delta(cursor)?,
                 // Some vendors write "" where null is meant.
                 b"finish_reason" if cursor.kind()? == Kind::String => finished = !cursor.string()?.is_empty(),
-                b"usage" => self.report_elsewhere.overwrite(&Report::read(cursor)?),
-                _ => drop(cursor.skip()?),
+                b"usage" => self.marks.report_elsewhere.overwrite(&Report::read(cursor)?),
+                _ => cursor.skip()?,
             }
         }
         let bit = 1u128.checked_shl(index).unwrap_or(0);
-        self.started |= bit;
+        self.marks.started |= bit;
         if finished {
-            self.finished |= bit;
-            self.began = true;
+            self.marks.finished |= bit;
+            self.marks.began = true;
         }
         Ok(())
     }
 
     fn delta(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(drop);
+            return cursor.skip();
         }
         let mut members = cursor.object()?;
         while let Some(key) = cursor.next_member(&mut members)? {
@@ -125,7 +158,7 @@ impl Progress {
                 b"content" | b"reasoning_content" | b"reasoning" | b"refusal" if kind == Kind::String => {
                     let text = cursor.string()?;
                     if !text.is_empty() {
-                        self.began = true;
+                        self.marks.began = true;
                         self.sample.push(text.raw());
                     }
                 }
@@ -134,10 +167,10 @@ impl Progress {
                 {
                     let value = cursor.raw()?;
                     // More than the brackets of an empty one.
-                    self.began |= value.len() > 2;
+                    self.marks.began |= value.len() > 2;
                     Follower::default().push(value, &mut TextInside(&mut self.sample));
                 }
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
         }
         Ok(())
@@ -145,26 +178,16 @@ impl Progress {
 
     fn x_groq(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(drop);
+            return cursor.skip();
         }
         let mut members = cursor.object()?;
         while let Some(key) = cursor.next_member(&mut members)? {
             match key.raw() {
-                b"usage" => self.report_elsewhere.overwrite(&Report::read(cursor)?),
-                _ => drop(cursor.skip()?),
+                b"usage" => self.marks.report_elsewhere.overwrite(&Report::read(cursor)?),
+                _ => cursor.skip()?,
             }
         }
         Ok(())
-    }
-
-    /// Whether the value, which is taken, is an error: `null` is none.
-    fn error(&mut self, cursor: &mut Cursor<'_>) -> Result<bool, Fault> {
-        if cursor.kind()? == Kind::Null {
-            return cursor.skip().map(|_| false);
-        }
-        let error = read_error(cursor)?;
-        self.error.get_or_insert(error);
-        Ok(true)
     }
 }
 
@@ -181,7 +204,7 @@ pub(super) fn read_error(cursor: &mut Cursor<'_>) -> Result<AnswerError, Fault> 
             b"message" => error.message = short_text(cursor)?.unwrap_or_default(),
             b"type" => error.kind = short_text(cursor)?,
             b"code" => error.code = short_text(cursor)?,
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
     }
     Ok(error)
@@ -192,7 +215,7 @@ fn short_text(cursor: &mut Cursor<'_>) -> Result<Option<Box<str>>, Fault> {
     let text = match cursor.kind()? {
         Kind::String => cursor.string()?.decode(),
         Kind::Number => cursor.raw()?.into(),
-        _ => return cursor.skip().map(|_| None),
+        _ => return cursor.skip().map(|()| None),
     };
     let short = &text[..text.len().min(ERROR_MESSAGE_BYTES_MAX)];
     Ok(Some(String::from_utf8_lossy(short).into()))

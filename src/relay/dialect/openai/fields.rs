@@ -86,7 +86,7 @@ impl Fields {
             b"tools" | b"functions" | b"response_format" => {
                 self.shape.text_bytes += cursor.raw().map_err(not_json)?.len() as u64;
             }
-            _ => drop(cursor.skip().map_err(not_json)?),
+            _ => cursor.skip().map_err(not_json)?,
         }
         Ok(())
     }
@@ -180,7 +180,7 @@ fn stream_options(cursor: &mut Cursor<'_>) -> Result<StreamOptions, Refusal> {
     let kind = cursor.kind().map_err(not_json)?;
     let begin = cursor.at();
     match kind {
-        Kind::Null => return Ok(StreamOptions::Null(cursor.skip().map_err(not_json)?)),
+        Kind::Null => return Ok(StreamOptions::Null(cursor.span().map_err(not_json)?)),
         Kind::Object => {}
         _ => return Err(wrong_type("stream_options", "an object", kind)),
     }
@@ -274,7 +274,7 @@ fn parts(cursor: &mut Cursor<'_>, text_bytes: &mut u64, attachments: &mut u64) -
                     cursor.skip()?;
                     *attachments += 1;
                 }
-                b"type" => drop(cursor.skip()?),
+                b"type" => cursor.skip()?,
                 _ => *text_bytes += cursor.raw()?.len() as u64,
             }
         }

@@ -5,13 +5,14 @@
 
 mod answer;
 mod chunk;
-mod error;
 mod fields;
+mod outlet;
+#[cfg(test)]
+mod recordings;
 mod request;
 mod usage;
 mod whole;
 
 pub use answer::StreamReader;
-pub use error::{ProviderError, error_event, map_error};
 pub use request::ChatRequest;
 pub use whole::JsonReader;

@@ -34,7 +34,7 @@ impl Report {
                 b"prompt_cache_hit_tokens" | b"cached_tokens" => report.cached = report.cached.max(count(cursor)?),
                 b"cache_creation_input_tokens" => report.cache_written = report.cache_written.max(count(cursor)?),
                 b"prompt_tokens_details" | b"completion_tokens_details" => report.details(cursor)?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
         }
         Ok(report)
@@ -42,7 +42,7 @@ impl Report {
 
     fn details(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(drop);
+            return cursor.skip();
         }
         let mut members = cursor.object()?;
         while let Some(key) = cursor.next_member(&mut members)? {
@@ -52,7 +52,7 @@ impl Report {
                     self.cache_written = self.cache_written.max(count(cursor)?);
                 }
                 b"reasoning_tokens" => self.reasoning = count(cursor)?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
         }
         Ok(())
@@ -89,7 +89,8 @@ impl Report {
             cache_write_5m,
             cache_write_1h: 0,
             output,
-            reasoning: reasoning.min(output),
+            // As reported, though OpenRouter has been seen to report a token more of it than there was output.
+            reasoning,
         })
     }
 }

@@ -89,6 +89,10 @@ impl Answer for JsonReader {
         &self.notes.sample
     }
 
+    fn take_sample(&mut self) -> SampledText {
+        std::mem::take(&mut self.notes.sample)
+    }
+
     fn began(&self) -> bool {
         !self.notes.sample.is_empty() || self.notes.report.usage().is_some()
     }
@@ -100,6 +104,8 @@ impl Answer for JsonReader {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -118,6 +124,25 @@ mod tests {
             assert_eq!(reader.end(), End { outcome: Outcome::Complete, append: Bytes::new() });
             assert_eq!(reader.sample().sample(), br#"a\"bf{}"#);
             assert_eq!(reader.usage(), Some(Usage { input: 2, cache_read: 1, output: 2, ..Usage::default() }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_any_bytes_looks_the_same(
+            text in r#"([\[\]{}:,"\\ 1x]|"usage":|"prompt_tokens":1|"error":|"choices":|"content":"a")*"#,
+            bytes: Vec<u8>,
+            chunk_bytes in 1usize..9,
+        ) {
+            let document = [text.as_bytes(), &bytes].concat();
+            let seen = |chunk_bytes| {
+                let mut reader = JsonReader::new();
+                for chunk in document.chunks(chunk_bytes) {
+                    reader.pass(Bytes::copy_from_slice(chunk));
+                }
+                (reader.end(), reader.usage(), reader.sample().clone(), reader.error().cloned())
+            };
+            prop_assert_eq!(seen(chunk_bytes), seen(usize::MAX));
         }
     }
 
