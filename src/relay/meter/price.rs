@@ -1,9 +1,12 @@
 //! Prices and costs in whole numbers. No floating point touches money.
 
+use serde::{Deserialize, Serialize};
+
 use super::Usage;
 
 /// An amount of money: billionths of a US dollar.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct NanoUsd(pub i64);
 
 /// What a model costs.

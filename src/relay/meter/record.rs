@@ -1,13 +1,15 @@
 //! The finished request as it is billed, stored and reported.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{NanoUsd, Usage};
 
 /// One request, finished: the row of `usage`, and the ledger's entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageRecord {
     /// UUIDv7 minted at admission; the answer's `x-request-id` and the ledger entry's id.
+    #[serde(with = "as_text")]
     pub request_id: Uuid,
     /// Who pays.
     pub account_id: Box<str>,
@@ -33,4 +35,20 @@ pub struct UsageRecord {
     pub first_token_ms: Option<i64>,
     /// From the request's arrival to the answer's last byte.
     pub total_ms: i64,
+}
+
+/// Ids as the text that people and the store know them by.
+mod as_text {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use uuid::Uuid;
+
+    pub(super) fn serialize<S: Serializer>(id: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(id)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Uuid::parse_str(&text).map_err(D::Error::custom)
+    }
 }

@@ -1,7 +1,10 @@
 //! Tokens in disjoint classes, so that a token is in one class and is paid once.
 
+use serde::{Deserialize, Serialize};
+
 /// What one request used, in tokens. The classes are disjoint but for `reasoning`, which is a part of `output`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Usage {
     /// Prompt tokens that no cache served or kept.
     pub input: u64,

@@ -1,0 +1,274 @@
+use std::collections::HashMap;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use super::*;
+use crate::billing::recorder::{Recorder, Unreported};
+use crate::billing::spool::tests::{place, record};
+use crate::billing::{SpoolPlace, open};
+use crate::relay::admit::{Purse, Spending};
+use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, Rates, SampledText};
+
+const BALANCE: i64 = 1_000_000;
+
+/// A ledger in memory that outlives the workers: at most once by request id, as the store's.
+#[derive(Debug, Default, Clone)]
+struct FakeLedger(Arc<Mutex<Books>>);
+
+#[derive(Debug, Default)]
+struct Books {
+    entries: HashMap<Uuid, NanoUsd>,
+    /// How many calls to fail without having entered anything.
+    fail_before: u32,
+    /// How many calls after those to fail though everything was entered.
+    fail_after: u32,
+}
+
+impl FakeLedger {
+    fn books(&self) -> std::sync::MutexGuard<'_, Books> {
+        self.0.lock().unwrap()
+    }
+
+    /// How many entries there are, and what they come to.
+    fn total(&self) -> (usize, i64) {
+        let books = self.books();
+        (books.entries.len(), books.entries.values().map(|cost| cost.0).sum())
+    }
+}
+
+impl Ledger for FakeLedger {
+    async fn settle(&self, records: &[UsageRecord]) -> Result<Vec<Settled>, StoreError> {
+        let mut books = self.books();
+        if books.fail_before > 0 {
+            books.fail_before -= 1;
+            return Err(sqlx::Error::PoolTimedOut.into());
+        }
+        let fresh: Vec<_> =
+            records.iter().map(|record| books.entries.insert(record.request_id, record.cost).is_none()).collect();
+        if books.fail_after > 0 {
+            books.fail_after -= 1;
+            return Err(sqlx::Error::PoolTimedOut.into());
+        }
+        let spent = NanoUsd(books.entries.values().map(|cost| cost.0).sum());
+        let seq = books.entries.len() as i64;
+        let settled = |(record, fresh): (&UsageRecord, bool)| Settled {
+            request_id: record.request_id,
+            fresh,
+            account_id: record.account_id.clone(),
+            balance: NanoUsd(BALANCE - spent.0),
+            balance_seq: seq,
+            key_id: record.key_id.clone(),
+            spent,
+            spent_seq: seq,
+        };
+        Ok(records.iter().zip(fresh).map(settled).collect())
+    }
+}
+
+struct Running {
+    shutdown: oneshot::Sender<()>,
+    worker: JoinHandle<()>,
+    observed: Arc<Mutex<Vec<UsageRecord>>>,
+}
+
+impl Running {
+    fn start(mut worker: Worker<FakeLedger>) -> Self {
+        worker.desk.retry_first = Duration::from_millis(1);
+        let (shutdown, told) = oneshot::channel::<()>();
+        let observed: Arc<Mutex<Vec<UsageRecord>>> = Arc::default();
+        let seen = Arc::clone(&observed);
+        let worker = tokio::spawn(worker.run(async { told.await.unwrap_or(()) }, move |record| {
+            seen.lock().unwrap().push(record.clone());
+        }));
+        Self { shutdown, worker, observed }
+    }
+
+    async fn stop(self) -> Vec<UsageRecord> {
+        self.shutdown.send(()).unwrap();
+        self.worker.await.unwrap();
+        let observed = self.observed.lock().unwrap();
+        observed.clone()
+    }
+}
+
+struct Payer {
+    account: Arc<Purse>,
+    spending: Arc<Spending>,
+}
+
+impl Payer {
+    fn new() -> Self {
+        let account = Arc::new(Purse::new(NanoUsd(BALANCE), 0));
+        Self { account, spending: Arc::new(Spending::new(NanoUsd(0), 0)) }
+    }
+
+    fn finished(&self, record: UsageRecord, unreported: Option<Unreported>) -> Finished {
+        Finished { record, unreported, account: Arc::clone(&self.account), spending: Arc::clone(&self.spending) }
+    }
+
+    fn record(&self, recorder: &Recorder, numbers: impl Iterator<Item = u128>) {
+        for number in numbers {
+            recorder.reserve().unwrap().record(self.finished(record(number), None));
+        }
+    }
+}
+
+/// What passed of a prompt and an answer, at 1,000 nano-USD a token and 2,000.
+fn unreported() -> Unreported {
+    let mut text = SampledText::new();
+    text.push(b"tiktoken is great!");
+    let rates =
+        Rates { input: 1_000_000_000, output: 2_000_000_000, cache_read: 0, cache_write_5m: 0, cache_write_1h: 0 };
+    Unreported {
+        prompt: Some(PromptSample { text: text.clone(), messages: 1, attachments: 0 }),
+        output: text,
+        encoding: Encoding::O200k,
+        price: Price { base: rates, tiers: Vec::new() },
+    }
+}
+
+#[tokio::test]
+async fn records_reach_the_ledger_once_and_purses_follow() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    payer.record(&recorder, 1..=700);
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 70_000), "before anything is spooled");
+    assert_eq!(payer.spending.spent(), NanoUsd(70_000));
+    let observed = Running::start(worker).stop().await;
+    assert_eq!(observed.len(), 700);
+    assert_eq!(ledger.total(), (700, 70_000));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 70_000), "and after it is settled");
+    assert_eq!(payer.spending.spent(), NanoUsd(70_000));
+    let state = recorder.state();
+    assert_eq!((state.spooled(), state.delivered(), state.oldest_ms()), (0, 700, None));
+    assert!(recorder.reserve().is_none(), "the worker is gone");
+}
+
+#[tokio::test]
+async fn what_a_crash_left_is_settled_by_the_next_run_at_most_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let records: Vec<_> = (1..=9).map(record).collect();
+    {
+        let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+        worker.desk.spool.append(&records.iter().collect::<Vec<_>>()).await.unwrap();
+        // Three of them reached the ledger, and the process died before it removed them from the spool.
+        ledger.settle(&records[..3]).await.unwrap();
+    }
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    assert_eq!(recorder.state().spooled(), 9);
+    let payer = Payer::new();
+    payer.record(&recorder, 10..=10);
+    let observed = Running::start(worker).stop().await;
+    assert_eq!(observed.len(), 1, "only what is new is observed");
+    assert_eq!(ledger.total(), (10, 1_000));
+    assert_eq!(
+        payer.account.available(),
+        NanoUsd(BALANCE - 1_000),
+        "charges of another run leave no purse of this one"
+    );
+    assert_eq!(recorder.state().spooled(), 0);
+}
+
+#[tokio::test]
+async fn a_ledger_that_fails_holds_nothing_up_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    *ledger.books() = Books { fail_before: 3, fail_after: 2, ..Books::default() };
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    payer.record(&recorder, 1..=50);
+    let running = Running::start(worker);
+    while recorder.state().delivered() < 50 {
+        tokio::task::yield_now().await;
+    }
+    assert!(recorder.state().ledger_reachable());
+    assert_eq!(recorder.state().deliveries_failed(), 5);
+    running.stop().await;
+    assert_eq!(ledger.total(), (50, 5_000));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 5_000));
+}
+
+#[tokio::test]
+async fn what_cannot_be_delivered_at_the_end_waits_for_the_next_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    ledger.books().fail_before = u32::MAX;
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    Payer::new().record(&recorder, 1..=5);
+    Running::start(worker).stop().await;
+    assert!(!recorder.state().ledger_reachable());
+    assert_eq!((recorder.state().spooled(), ledger.books().entries.len()), (5, 0));
+
+    ledger.books().fail_before = 0;
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    Running::start(worker).stop().await;
+    assert_eq!((recorder.state().spooled(), ledger.books().entries.len()), (0, 5));
+}
+
+#[tokio::test]
+async fn usage_that_nobody_reported_is_counted_priced_and_marked() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    let bare = |number| UsageRecord { cost: NanoUsd(0), usage: Default::default(), ..record(number) };
+    recorder.reserve().unwrap().record(payer.finished(bare(1), Some(unreported())));
+    let prompt_known = UsageRecord { usage: record(2).usage, ..bare(2) };
+    let only_output = Unreported { prompt: None, ..unreported() };
+    recorder.reserve().unwrap().record(payer.finished(prompt_known, Some(only_output)));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE), "not known yet");
+    let observed = Running::start(worker).stop().await;
+    assert!(observed.iter().all(|record| record.estimated));
+    // 6 tokens of text, 4 of the message, 3 that open the answer.
+    assert_eq!((observed[0].usage.input, observed[0].usage.output), (13, 6));
+    assert_eq!(observed[0].cost, NanoUsd(13 * 1_000 + 6 * 2_000));
+    assert_eq!((observed[1].usage.input, observed[1].usage.output), (7, 6), "what was reported stays");
+    let total = observed.iter().map(|record| record.cost.0).sum::<i64>();
+    assert_eq!(ledger.total(), (2, total));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - total));
+}
+
+#[tokio::test]
+async fn the_worker_waits_for_slots_that_are_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let (late, never) = (recorder.reserve().unwrap(), recorder.reserve().unwrap());
+    let Running { shutdown, worker, .. } = Running::start(worker);
+    shutdown.send(()).unwrap();
+    while recorder.reserve().is_some() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!worker.is_finished());
+    drop(never);
+    late.record(Payer::new().finished(record(1), None));
+    worker.await.unwrap();
+    assert_eq!(ledger.total(), (1, 100));
+}
+
+#[tokio::test]
+async fn a_full_spool_gives_no_slots() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    ledger.books().fail_before = u32::MAX;
+    let small = SpoolPlace { bytes_max: 32 * 1024, ..place(&folder) };
+    let (recorder, worker) = open(&small, ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    payer.record(&recorder, 1..=200);
+    let running = Running::start(worker);
+    while recorder.reserve().is_some() {
+        tokio::task::yield_now().await;
+    }
+    assert!(recorder.state().spool_full());
+    ledger.books().fail_before = 0;
+    while recorder.reserve().is_none() {
+        tokio::task::yield_now().await;
+    }
+    running.stop().await;
+    assert_eq!(ledger.total(), (200, 20_000));
+}
