@@ -1,1 +1,76 @@
-//! What machines ask of the relay: health and readiness.
+//! What machines ask of the relay: whether the process lives, and whether it should get traffic.
+//!
+//! Absent: the listener, which is `proxy`'s, and the admin API.
+
+use serde_json::json;
+
+/// What readiness is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Readiness {
+    /// The store answered when it was last asked.
+    pub store_reachable: bool,
+    /// The last reload of the configuration was taken.
+    pub config_valid: bool,
+    /// Records can be taken.
+    pub billing_open: bool,
+    /// The process has been told to end.
+    pub draining: bool,
+}
+
+/// An answer to a machine: a status and a JSON document.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The document.
+    pub body: String,
+}
+
+/// Answers `/healthz` and `/readyz`; `None` for other paths.
+pub fn answer(path: &str, readiness: &Readiness) -> Option<Reply> {
+    match path {
+        "/healthz" => Some(Reply { status: 200, body: json!({"status": "ok"}).to_string() }),
+        "/readyz" => Some(ready(readiness)),
+        _ => None,
+    }
+}
+
+/// 503 takes a process out of a load balancer. A refused reload does not: the old configuration serves, and the document
+/// says so.
+fn ready(readiness: &Readiness) -> Reply {
+    let Readiness { store_reachable, config_valid, billing_open, draining } = *readiness;
+    let takes_traffic = store_reachable && billing_open && !draining;
+    let body = json!({
+        "status": if !takes_traffic { "not ready" } else if config_valid { "ok" } else { "degraded" },
+        "store": if store_reachable { "ok" } else { "unreachable" },
+        "config": if config_valid { "ok" } else { "the last reload was refused; see the log" },
+        "billing": if billing_open { "ok" } else { "closed" },
+        "draining": draining,
+    });
+    Reply { status: if takes_traffic { 200 } else { 503 }, body: body.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WELL: Readiness =
+        Readiness { store_reachable: true, config_valid: true, billing_open: true, draining: false };
+
+    #[test]
+    fn a_process_that_drains_or_cannot_bill_gets_no_traffic() {
+        let status = |readiness: &Readiness| answer("/readyz", readiness).unwrap().status;
+        assert_eq!(status(&WELL), 200);
+        assert_eq!(status(&Readiness { draining: true, ..WELL }), 503);
+        assert_eq!(status(&Readiness { billing_open: false, ..WELL }), 503);
+        assert_eq!(status(&Readiness { store_reachable: false, ..WELL }), 503);
+    }
+
+    #[test]
+    fn a_refused_reload_is_told_and_takes_nothing_away() {
+        let reply = answer("/readyz", &Readiness { config_valid: false, ..WELL }).unwrap();
+        assert_eq!(reply.status, 200);
+        assert!(reply.body.contains("refused"));
+        assert_eq!(answer("/elsewhere", &WELL), None);
+    }
+}

@@ -1,14 +1,175 @@
-//! `tollgate account`.
+//! `tollgate account`: customers and their money.
 
-use clap::Args;
+use std::process::ExitCode;
 
-use super::{Common, Outcome};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::output::{self, Column, Table};
+use super::store::{now_ms, require_plan, with_store};
+use super::value::{self, rfc3339};
+use super::{Common, Failure, Outcome};
+use crate::config::Snapshot;
+use crate::relay::meter::NanoUsd;
+use crate::store::{self, Store};
 
 #[derive(Debug, Args)]
-pub(super) struct Account {}
+pub(super) struct Account {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// A new account, without credit
+    Create {
+        /// For people; need not be unique
+        #[arg(value_parser = value::name)]
+        name: String,
+        /// A plan of the configuration
+        #[arg(long)]
+        plan: String,
+    },
+    /// All accounts
+    List,
+    /// One account, with its grants and corrections
+    Show { id: String },
+    /// Add to an account's balance, or take from it
+    Credit {
+        id: String,
+        /// Decimal USD; negative for a correction
+        #[arg(allow_hyphen_values = true, value_parser = value::amount)]
+        amount: NanoUsd,
+        /// What to remember about it
+        #[arg(long, value_parser = value::name)]
+        note: Option<String>,
+    },
+    /// Put an account on another plan
+    Plan {
+        id: String,
+        /// A plan of the configuration
+        plan: String,
+    },
+    /// Refuse all keys of an account until it is resumed
+    Suspend { id: String },
+    /// Take the keys of a suspended account again
+    Resume { id: String },
+}
 
 impl Account {
-    pub(super) fn run(&self, _common: &Common) -> Outcome {
-        Err("not built yet".into())
+    pub(super) fn run(&self, common: &Common) -> Outcome {
+        with_store(common, async |snapshot, store| {
+            self.action.run(snapshot, store, common.json).await?;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
+
+impl Action {
+    async fn run(&self, snapshot: &Snapshot, store: &Store, json: bool) -> Result<(), Failure> {
+        let account = match self {
+            Action::Create { name, plan } => {
+                require_plan(snapshot, plan)?;
+                store.create_account(name, plan, now_ms()).await?
+            }
+            Action::List => {
+                list(&store.accounts().await?, json);
+                return Ok(());
+            }
+            Action::Show { id } => return show(store, id, json).await,
+            Action::Credit { id, amount, note } => store.credit(id, *amount, note.as_deref(), now_ms()).await?,
+            Action::Plan { id, plan } => {
+                require_plan(snapshot, plan)?;
+                store.set_plan(id, plan).await?
+            }
+            Action::Suspend { id } => store.set_account_active(id, false).await?,
+            Action::Resume { id } => store.set_account_active(id, true).await?,
+        };
+        print(&account, json);
+        Ok(())
+    }
+}
+
+fn print(account: &store::Account, json: bool) {
+    if json {
+        output::json(&Document::from(account));
+        return;
+    }
+    for (name, value) in [
+        ("id", &account.id),
+        ("name", &account.name),
+        ("plan", &account.plan),
+        ("status", &status(account).to_owned()),
+        ("balance", &format!("{} USD", account.balance)),
+        ("created", &rfc3339(account.created_at_ms)),
+    ] {
+        output::line(&format!("{name:<8} {value}"));
+    }
+}
+
+async fn show(store: &Store, id: &str, json: bool) -> Result<(), Failure> {
+    print(&store.account(id).await?, json);
+    if json {
+        return Ok(());
+    }
+    let credits = store.credits(id).await?;
+    if !credits.is_empty() {
+        output::line("");
+        let rows: Vec<_> = credits
+            .into_iter()
+            .map(|credit| [rfc3339(credit.created_at_ms), credit.amount.to_string(), credit.note.unwrap_or_default()])
+            .collect();
+        Table::new([Column::Left("CREDITED"), Column::Right("USD"), Column::Left("NOTE")]).rows(&rows);
+    }
+    Ok(())
+}
+
+fn list(accounts: &[store::Account], json: bool) {
+    if json {
+        output::json(&accounts.iter().map(Document::from).collect::<Vec<_>>());
+        return;
+    }
+    let rows: Vec<_> = accounts
+        .iter()
+        .map(|account| {
+            let balance = account.balance.to_string();
+            [account.id.clone(), account.name.clone(), account.plan.clone(), status(account).to_owned(), balance]
+        })
+        .collect();
+    let columns = [
+        Column::Left("ID"),
+        Column::Left("NAME"),
+        Column::Left("PLAN"),
+        Column::Left("STATUS"),
+        Column::Right("BALANCE USD"),
+    ];
+    Table::new(columns).rows(&rows);
+}
+
+fn status(account: &store::Account) -> &'static str {
+    if account.active { "active" } else { "suspended" }
+}
+
+/// An account in JSON.
+#[derive(Serialize)]
+struct Document<'a> {
+    id: &'a str,
+    name: &'a str,
+    plan: &'a str,
+    status: &'static str,
+    balance_nano_usd: i64,
+    created_at: String,
+}
+
+impl<'a> From<&'a store::Account> for Document<'a> {
+    fn from(account: &'a store::Account) -> Self {
+        Self {
+            id: &account.id,
+            name: &account.name,
+            plan: &account.plan,
+            status: status(account),
+            balance_nano_usd: account.balance.0,
+            created_at: rfc3339(account.created_at_ms),
+        }
     }
 }

@@ -7,19 +7,23 @@ mod audit;
 mod check;
 mod key;
 mod output;
+mod process;
 mod quickstart;
 mod serve;
 mod store;
 mod usage;
+mod value;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::Mistake;
+
 /// An OpenAI-compatible relay for language models.
 #[derive(Debug, Parser)]
-#[command(name = "tollgate", version, about, max_term_width = 100)]
+#[command(name = "tollgate", version, propagate_version = true, about, max_term_width = 100)]
 struct CommandLine {
     #[command(flatten)]
     common: Common,
@@ -63,6 +67,14 @@ struct Failure(String);
 impl<E: std::fmt::Display> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(error.to_string())
+    }
+}
+
+impl Failure {
+    /// A configuration that cannot be used, with every mistake on a line of its own.
+    fn of_mistakes(mistakes: &[Mistake]) -> Self {
+        let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        Self(format!("the configuration cannot be used:\n{}", lines.join("\n")))
     }
 }
 

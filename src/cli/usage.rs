@@ -1,14 +1,254 @@
-//! `tollgate usage`.
+//! `tollgate usage`: what was used and what it cost.
 
-use clap::Args;
+use std::process::ExitCode;
 
-use super::{Common, Outcome};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::output::{self, Column, Table};
+use super::store::with_store;
+use super::value::{self, rfc3339};
+use super::{Common, Failure, Outcome};
+use crate::relay::meter::{self, UsageRecord};
+use crate::store::{self, Store, UsageFilter, UsagePosition, UsageTotal};
+
+/// How many requests are read and printed at a time, so that memory does not grow with the bill.
+const PAGE_REQUESTS: u32 = 1_000;
 
 #[derive(Debug, Args)]
-pub(super) struct Usage {}
+pub(super) struct Usage {
+    /// Only this account's
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+    /// An RFC 3339 time, a UTC date, or how long ago: 24h, 7d
+    #[arg(long, value_name = "T", value_parser = value::since)]
+    since: Option<i64>,
+    /// Sums instead of requests
+    #[arg(long)]
+    by: Option<By>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum By {
+    Model,
+    Key,
+    Day,
+}
 
 impl Usage {
-    pub(super) fn run(&self, _common: &Common) -> Outcome {
-        Err("not built yet".into())
+    pub(super) fn run(&self, common: &Common) -> Outcome {
+        with_store(common, async |_, store| {
+            if let Some(id) = &self.account {
+                store.account(id).await?;
+            }
+            let filter = UsageFilter { account_id: self.account.clone(), since_ms: self.since };
+            match (self.by, common.json) {
+                (Some(by), json) => totals(store, &filter, by, json).await?,
+                (None, true) => requests_as_json(store, &filter).await?,
+                (None, false) => requests_as_table(store, &filter).await?,
+            }
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
+
+async fn totals(store: &Store, filter: &UsageFilter, by: By, json: bool) -> Result<(), Failure> {
+    let (of, heading) = match by {
+        By::Model => (store::By::Model, "MODEL"),
+        By::Key => (store::By::Key, "KEY"),
+        By::Day => (store::By::Day, "DAY"),
+    };
+    let totals = store.usage_by(filter, of).await?;
+    if json {
+        output::json(&totals.iter().map(|total| TotalDocument::new(by, total)).collect::<Vec<_>>());
+        return Ok(());
+    }
+    let rows: Vec<_> = totals
+        .into_iter()
+        .map(|UsageTotal { group, requests, usage, cost }| {
+            let [input, cached, written, output] = columns_of(&usage);
+            [group, requests.to_string(), input, cached, written, output, cost.to_string()]
+        })
+        .collect();
+    let columns = [
+        Column::Left(heading),
+        Column::Right("REQUESTS"),
+        Column::Right("INPUT"),
+        Column::Right("CACHE READ"),
+        Column::Right("CACHE WRITE"),
+        Column::Right("OUTPUT"),
+        Column::Right("USD"),
+    ];
+    Table::new(columns).rows(&rows);
+    Ok(())
+}
+
+/// A JSON list, one request a line.
+async fn requests_as_json(store: &Store, filter: &UsageFilter) -> Result<(), Failure> {
+    let mut pages = Pages::new(store, filter);
+    let mut opening = '[';
+    while let Some(page) = pages.next().await? {
+        for record in &page {
+            output::line(&format!("{opening}{}", serde_json::to_string(&RequestDocument::from(record))?));
+            opening = ',';
+        }
+    }
+    output::line(if opening == '[' { "[]" } else { "]" });
+    Ok(())
+}
+
+async fn requests_as_table(store: &Store, filter: &UsageFilter) -> Result<(), Failure> {
+    let mut table = Table::new([
+        Column::Left("STARTED"),
+        Column::Left("REQUEST"),
+        Column::Left("MODEL"),
+        Column::Right("STATUS"),
+        Column::Right("INPUT"),
+        Column::Right("CACHE READ"),
+        Column::Right("CACHE WRITE"),
+        Column::Right("OUTPUT"),
+        Column::Right("USD"),
+        Column::Left("REMARKS"),
+    ]);
+    table.rows(&[]);
+    let mut pages = Pages::new(store, filter);
+    while let Some(page) = pages.next().await? {
+        table.rows(&page.iter().map(table_row).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+fn table_row(record: &UsageRecord) -> [String; 10] {
+    let [input, cached, written, output] = columns_of(&record.usage);
+    let remarks = [(record.estimated, "estimated"), (record.interrupted, "interrupted")];
+    let remarks: Vec<&str> = remarks.into_iter().filter_map(|(holds, remark)| holds.then_some(remark)).collect();
+    [
+        rfc3339(record.started_at_ms),
+        record.request_id.to_string(),
+        record.model.to_string(),
+        record.status.to_string(),
+        input,
+        cached,
+        written,
+        output,
+        record.cost.to_string(),
+        remarks.join(", "),
+    ]
+}
+
+/// Tokens as tables show them: fresh input, read from a cache, written to one, output.
+fn columns_of(usage: &meter::Usage) -> [String; 4] {
+    let written = usage.cache_write_5m.saturating_add(usage.cache_write_1h);
+    [usage.input, usage.cache_read, written, usage.output].map(|tokens| tokens.to_string())
+}
+
+/// Requests, newest first, page by page.
+struct Pages<'a> {
+    store: &'a Store,
+    filter: &'a UsageFilter,
+    position: Option<UsagePosition>,
+}
+
+impl<'a> Pages<'a> {
+    fn new(store: &'a Store, filter: &'a UsageFilter) -> Self {
+        Self { store, filter, position: None }
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<UsageRecord>>, Failure> {
+        let page = self.store.usage(self.filter, self.position.as_ref(), PAGE_REQUESTS).await?;
+        let Some(last) = page.last() else { return Ok(None) };
+        self.position = Some(UsagePosition::of(last));
+        Ok(Some(page))
+    }
+}
+
+/// A request in JSON.
+#[derive(Serialize)]
+struct RequestDocument<'a> {
+    request_id: String,
+    account_id: &'a str,
+    key_id: &'a str,
+    model: &'a str,
+    provider: &'a str,
+    status: u16,
+    #[serde(flatten)]
+    tokens: Tokens,
+    cost_nano_usd: i64,
+    estimated: bool,
+    interrupted: bool,
+    started_at: String,
+    first_token_ms: Option<i64>,
+    total_ms: i64,
+}
+
+#[derive(Serialize)]
+struct Tokens {
+    input_tokens: u64,
+    cache_read_tokens: u64,
+    cache_write_5m_tokens: u64,
+    cache_write_1h_tokens: u64,
+    output_tokens: u64,
+    reasoning_tokens: u64,
+}
+
+impl From<&meter::Usage> for Tokens {
+    fn from(usage: &meter::Usage) -> Self {
+        Self {
+            input_tokens: usage.input,
+            cache_read_tokens: usage.cache_read,
+            cache_write_5m_tokens: usage.cache_write_5m,
+            cache_write_1h_tokens: usage.cache_write_1h,
+            output_tokens: usage.output,
+            reasoning_tokens: usage.reasoning,
+        }
+    }
+}
+
+impl<'a> From<&'a UsageRecord> for RequestDocument<'a> {
+    fn from(record: &'a UsageRecord) -> Self {
+        Self {
+            request_id: record.request_id.to_string(),
+            account_id: &record.account_id,
+            key_id: &record.key_id,
+            model: &record.model,
+            provider: &record.provider,
+            status: record.status,
+            tokens: Tokens::from(&record.usage),
+            cost_nano_usd: record.cost.0,
+            estimated: record.estimated,
+            interrupted: record.interrupted,
+            started_at: rfc3339(record.started_at_ms),
+            first_token_ms: record.first_token_ms,
+            total_ms: record.total_ms,
+        }
+    }
+}
+
+/// A sum in JSON, of which one of the first three says what it is of.
+#[derive(Serialize)]
+struct TotalDocument<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    day: Option<&'a str>,
+    requests: u64,
+    #[serde(flatten)]
+    tokens: Tokens,
+    cost_nano_usd: i64,
+}
+
+impl<'a> TotalDocument<'a> {
+    fn new(by: By, total: &'a UsageTotal) -> Self {
+        let group = Some(total.group.as_str());
+        Self {
+            model: group.filter(|_| matches!(by, By::Model)),
+            key_id: group.filter(|_| matches!(by, By::Key)),
+            day: group.filter(|_| matches!(by, By::Day)),
+            requests: total.requests,
+            tokens: Tokens::from(&total.usage),
+            cost_nano_usd: total.cost.0,
+        }
     }
 }

@@ -1,1 +1,73 @@
-//! The Pingora shell.
+//! The Pingora shell: the one room that names pingora. Its phases, in the order in which they run, are in [`Relay`]; a
+//! request's state is in [`exchange`], and what decides is in `relay`.
+//!
+//! The way through: head → key → whole body → admission → candidates, one try at a time → the answer, piece by piece →
+//! settlement. Whatever ends a request early leaves through the same door (`exchange`'s drop).
+
+mod admission;
+mod answer;
+mod body;
+mod certificates;
+mod clock;
+mod demo;
+mod exchange;
+mod failed_logins;
+mod in_flight;
+mod keyring;
+mod listeners;
+mod machines;
+mod phases;
+mod resolve;
+mod server;
+mod settle;
+mod upstream;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use self::clock::Clock;
+use self::demo::Demo;
+use self::failed_logins::FailedLogins;
+use self::in_flight::InFlight;
+use self::keyring::Keyring;
+use self::resolve::Resolver;
+use crate::billing::Recorder;
+use crate::config::Live;
+use crate::telemetry::{AccessLog, Metrics};
+
+pub use self::phases::Relay;
+pub use self::server::{ServeError, serve};
+
+/// What all requests share.
+pub struct Shared {
+    clock: Clock,
+    live: Arc<Live>,
+    keyring: Arc<Keyring>,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    access_log: AccessLog,
+    resolver: Resolver,
+    demo: Demo,
+    failed_logins: FailedLogins,
+    requests_in_flight: InFlight,
+    /// Set when the process has been told to end: it takes nothing new.
+    draining: AtomicBool,
+}
+
+impl Shared {
+    #[expect(clippy::float_arithmetic, reason = "series are floats")]
+    fn observe_overhead(&self, from_us: u64, to_us: u64) {
+        self.metrics.overhead_seconds.observe(to_us.saturating_sub(from_us) as f64 / 1e6);
+    }
+}
+
+/// Milliseconds since the Unix epoch as RFC 3339, UTC.
+fn time_text(unix_ms: i64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}

@@ -1,79 +1,71 @@
-//! Accounts, keys, ledger and usage at rest. The signatures that others build on; the store itself is not here yet.
+//! Accounts, keys, ledger and usage at rest.
+//!
+//! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
+//! well (numbered placeholders, shared types, of upserts only `ON CONFLICT DO NOTHING`), so that several nodes can share
+//! a store later. What differs stands in two places: how a transaction begins is here, pragmas and files are in `open`.
+//!
+//! Money has one rule: a balance changes only together with the ledger entry that explains it, in one transaction that
+//! first advances the ledger's counter. That counter's row is the lock that puts all movements of money in order.
+//!
+//! Deliberately absent: any clock (callers say what time it is), any cache, prices, and plans, which are configuration.
 
-use thiserror::Error;
-use uuid::Uuid;
+mod account;
+mod audit;
+mod change;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod key;
+mod ledger;
+mod open;
+mod usage;
 
-use crate::relay::auth::{KeyDigest, KeyRecord};
-use crate::relay::meter::{NanoUsd, UsageRecord};
+pub use account::{Account, Credit};
+pub use audit::{Difference, DifferenceKind};
+pub use change::{Balance, Balances, Changes};
+pub use error::StoreError;
+pub use key::{Key, KeyStatus, KeyTerms, NewKey};
+pub use ledger::Settled;
+pub use usage::{By, UsageFilter, UsagePosition, UsageTotal};
 
-/// Why the store could not do what it was asked.
-#[derive(Debug, Error)]
-pub enum StoreError {
-    /// The database failed or did not answer in time.
-    #[error("the store failed: {0}")]
-    Database(#[from] sqlx::Error),
-}
+use sqlx::{Sqlite, SqlitePool, Transaction};
 
-/// A request as the ledger has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Settled {
-    pub request_id: Uuid,
-    pub fresh: bool,
-    pub account_id: Box<str>,
-    pub balance: NanoUsd,
-    pub balance_seq: i64,
-    pub key_id: Box<str>,
-    pub spent: NanoUsd,
-    pub spent_seq: i64,
-}
-
-/// Keys that are not as they were.
-#[allow(missing_docs)]
-pub struct Changes {
-    pub version: i64,
-    pub keys: Vec<KeyRecord>,
-}
-
-/// Sums of money that are not as they were.
-#[allow(missing_docs)]
-pub struct Balances {
-    pub seq: i64,
-    pub accounts: Vec<Balance>,
-    pub keys: Vec<Balance>,
-}
-
-/// A sum of money as of a moment in the ledger.
-#[allow(missing_docs)]
-pub struct Balance {
-    pub id: String,
-    pub amount: NanoUsd,
-    pub seq: i64,
-}
-
-/// A handle on the store.
+/// A handle on the store; clones share its connections.
 #[derive(Debug, Clone)]
-pub struct Store;
+pub struct Store {
+    pool: SqlitePool,
+}
 
-#[allow(missing_docs, clippy::unused_async)]
+type WriteTransaction = Transaction<'static, Sqlite>;
+type ReadTransaction = Transaction<'static, Sqlite>;
+
 impl Store {
-    pub async fn open(_url: &str) -> Result<Self, StoreError> {
-        Ok(Self)
+    /// Opens the store at `url` (`sqlite://relative`, `sqlite:///absolute`), creating file and folders where there are
+    /// none, for their owner only, and brings its tables to this version.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        let pool = open::open(url).await?;
+        Ok(Self { pool })
     }
 
-    pub async fn find_key(&self, _digest: &KeyDigest) -> Result<Option<KeyRecord>, StoreError> {
-        Err(sqlx::Error::PoolClosed.into())
+    /// Whether the store answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT value FROM counters WHERE name = 'version'").fetch_one(&self.pool).await?;
+        Ok(())
     }
 
-    pub async fn changes_since(&self, _version: i64) -> Result<Changes, StoreError> {
-        Err(sqlx::Error::PoolClosed.into())
+    /// Closes all connections, those of clones too, once their work is done.
+    pub async fn close(&self) {
+        self.pool.close().await;
     }
 
-    pub async fn balances_since(&self, _seq: i64) -> Result<Balances, StoreError> {
-        Err(sqlx::Error::PoolClosed.into())
+    /// A transaction that will write. It takes SQLite's only write lock at once: one that began by reading would be
+    /// refused outright, not made to wait, if another writer came between.
+    async fn write(&self) -> Result<WriteTransaction, StoreError> {
+        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
     }
 
-    pub async fn settle(&self, _records: &[UsageRecord]) -> Result<Vec<Settled>, StoreError> {
-        Err(sqlx::Error::PoolClosed.into())
+    /// A transaction whose reads all see the same moment.
+    async fn read(&self) -> Result<ReadTransaction, StoreError> {
+        Ok(self.pool.begin().await?)
     }
 }

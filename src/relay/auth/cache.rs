@@ -170,6 +170,11 @@ impl KeyCache {
         spending.iter().for_each(|heard| registry.hear_of_spending(heard));
     }
 
+    /// Whether a key of that digest is in use.
+    pub fn knows(&self, digest: &KeyDigest) -> bool {
+        self.found.contains_key(digest)
+    }
+
     /// How look-ups ended so far.
     pub fn counts(&self) -> &KeyCacheCounts {
         &self.counts

@@ -1,1 +1,70 @@
 //! OpenAI's wire format to and from each provider's.
+//!
+//! A dialect reads the answer as it passes, chunk by chunk, behind one interface, [`Answer`]: where provider and client
+//! speak the same, what goes in comes out; where not, events go in and the client's events come out. Either way nothing is
+//! kept of the text but a bounded sample, and no tree is built of a delta.
+
+mod error;
+pub mod openai;
+
+use bytes::Bytes;
+
+pub use error::{ProviderError, error_event, map_error};
+
+use super::meter::{SampledText, Usage};
+
+/// An answer that passes through, streamed or whole.
+pub trait Answer: Send {
+    /// Takes the next bytes from the provider, and gives what the client gets now. Never waits for more than it must.
+    fn pass(&mut self, chunk: Bytes) -> Bytes;
+
+    /// The provider's body has ended, well or not: what that means, and what the client still gets.
+    fn end(&mut self) -> End;
+
+    /// What the provider has reported so far; `None` if nothing, or nothing but zeros.
+    fn usage(&self) -> Option<Usage>;
+
+    /// The text that has passed, sampled, to count tokens by where nothing was reported.
+    fn sample(&self) -> &SampledText;
+
+    /// The same, taken: for the record of a request that is over.
+    fn take_sample(&mut self) -> SampledText;
+
+    /// Whether something was said: the first chunk that is more than a greeting has passed.
+    fn began(&self) -> bool;
+
+    /// The error that the provider has sent in place of an answer, or of the rest of one.
+    fn error(&self) -> Option<&AnswerError>;
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Whether that was all of it.
+    pub outcome: Outcome,
+    /// What is left to send, before an error event if there is to be one. Often nothing.
+    pub append: Bytes,
+}
+
+/// Whether an answer has come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has, by its own word.
+    Complete,
+    /// It broke off: the client must be told.
+    Truncated,
+    /// The provider sent an error, and the client has it.
+    Errored,
+}
+
+/// A provider's error inside an answer whose status said that all was well. For the relay's own eyes: it may name the
+/// operator's account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnswerError {
+    /// What it says, cut at some hundred bytes.
+    pub message: Box<str>,
+    /// Its type, where it has one.
+    pub kind: Option<Box<str>>,
+    /// Its code, where it has one.
+    pub code: Option<Box<str>>,
+}

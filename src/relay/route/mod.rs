@@ -1,8 +1,10 @@
 //! Which providers may answer a request for a model, and in which order they are asked.
 
+mod candidates;
 mod catalogue;
 mod secret;
 
+pub use candidates::candidates;
 pub use catalogue::{
     Address, Catalogue, Dialect, Endpoint, Model, Plan, Provider, ProviderTimes, Target, UnknownDialect,
 };

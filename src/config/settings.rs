@@ -1,0 +1,164 @@
+//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default. `[shared]` and `[[billing.sink]]`
+//! are known and refused: the relay has no place for them yet, and settings that do nothing are promises not kept.
+
+use std::time::Duration;
+
+use super::reader::{Table, Value};
+use super::snapshot::{BillingConfig, Durability, Limits, StoreConfig};
+
+/// The longest time limit that is believed, in seconds; more is a slip of the unit.
+pub(super) const SECONDS_MAX: u64 = 86_400;
+
+pub(super) fn store(value: &Value<'_>) -> Option<StoreConfig> {
+    let table = value.table()?;
+    let url = table.optional("url").map(|url| store_url(&url));
+    table.finish();
+    match url {
+        Some(url) => Some(StoreConfig { url: url? }),
+        None => Some(StoreConfig::default()),
+    }
+}
+
+/// The URL may hold a password, so it is not repeated.
+fn store_url(value: &Value<'_>) -> Option<String> {
+    const MEND: &str =
+        r#"write "sqlite://data/tollgate.db" (relative to the working directory) or "sqlite:///absolute/path""#;
+    let url = value.string()?;
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return value.refuse(format_args!("Postgres is not built yet; {MEND}"));
+    }
+    match url.strip_prefix("sqlite://") {
+        Some(path) if path.is_empty() || path.ends_with('/') => value.refuse(format_args!("names no file; {MEND}")),
+        Some(path) if path.contains(['?', '#']) => value.refuse(format_args!("takes no options; {MEND}")),
+        Some(_) => Some(url.to_owned()),
+        None => value.refuse(format_args!("is not a store that is known; {MEND}")),
+    }
+}
+
+pub(super) fn billing(value: &Value<'_>) -> Option<BillingConfig> {
+    let table = value.table()?;
+    let mut billing = BillingConfig::default();
+    if let Some(spool) = table.optional("spool").and_then(|value| value.string()) {
+        billing.spool = spool.into();
+    }
+    if let Some(bytes) = table.optional("spool_bytes_max").and_then(|value| value.number(1 << 20..=1 << 50)) {
+        billing.spool_bytes_max = bytes;
+    }
+    if let Some(durability) = table.optional("durability").and_then(|value| durability(&value)) {
+        billing.durability = durability;
+    }
+    if let Some(currency) = table.optional("currency")
+        && currency.string().is_some_and(|name| name != "USD")
+    {
+        currency.report("prices and balances are in USD; write \"USD\", or remove the line");
+    }
+    if let Some(sinks) = table.optional("sink") {
+        sinks.report("sinks besides the ledger are not built yet; remove [[billing.sink]]");
+    }
+    table.finish();
+    Some(billing)
+}
+
+fn durability(value: &Value<'_>) -> Option<Durability> {
+    match value.string()? {
+        "process" => Some(Durability::Process),
+        "power" => Some(Durability::Power),
+        _ => value
+            .refuse("is not known; write \"process\" (survives kill -9) or \"power\" (survives a power cut, slower)"),
+    }
+}
+
+/// `[shared]` is for several nodes.
+pub(super) fn shared(value: &Value<'_>) {
+    value.report("several nodes that share windows are not built yet; remove [shared]");
+}
+
+pub(super) fn limits(value: &Value<'_>) -> Option<Limits> {
+    let table = value.table()?;
+    let mut limits = Limits::default();
+    if let Some(bytes) = table.optional("request_bytes_max").and_then(|value| value.number(1024..=1 << 30)) {
+        limits.request_bytes_max = usize::try_from(bytes).unwrap_or(usize::MAX);
+    }
+    set_seconds(&table, "header_seconds_max", &mut limits.header_max);
+    set_seconds(&table, "body_idle_seconds_max", &mut limits.body_idle_max);
+    set_seconds(&table, "body_total_seconds_max", &mut limits.body_total_max);
+    set_count(&table, "connections_per_ip_max", &mut limits.connections_per_ip_max);
+    set_count(&table, "requests_in_flight_max", &mut limits.requests_in_flight_max);
+    set_count(&table, "failed_auth_per_minute_max", &mut limits.failed_auth_per_minute_max);
+    table.finish();
+    Some(limits)
+}
+
+/// Takes a time limit in whole seconds, where there is one.
+pub(super) fn set_seconds(table: &Table<'_>, key: &'static str, limit: &mut Duration) {
+    if let Some(seconds) = table.optional(key).and_then(|value| value.number(1..=SECONDS_MAX)) {
+        *limit = Duration::from_secs(seconds);
+    }
+}
+
+fn set_count(table: &Table<'_>, key: &'static str, limit: &mut u32) {
+    if let Some(count) = table.optional(key).and_then(|value| value.count()) {
+        *limit = count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{mistakes_of, with_root};
+    use super::*;
+
+    fn read<T>(toml: &str, read: impl FnOnce(&Value<'_>) -> Option<T>) -> (Option<T>, String) {
+        let mut found = None;
+        let mistakes = with_root(toml, &|_| None, |root| {
+            found = root.required("it", "").and_then(|value| read(&value));
+        });
+        (found, mistakes_of(&mistakes))
+    }
+
+    #[test]
+    fn empty_tables_are_the_defaults() {
+        assert_eq!(read("[it]", store), (Some(StoreConfig::default()), String::new()));
+        assert_eq!(read("[it]", billing), (Some(BillingConfig::default()), String::new()));
+        assert_eq!(read("[it]", limits), (Some(Limits::default()), String::new()));
+    }
+
+    #[test]
+    fn store_urls_are_sqlites() {
+        assert_eq!(read("it = { url = 'sqlite:///var/lib/t.db' }", store).0.unwrap().url, "sqlite:///var/lib/t.db");
+        for (url, told) in [
+            ("postgres://u:hunter2@host/db", "not built yet"),
+            ("sqlite://", "names no file"),
+            ("sqlite://dir/", "names no file"),
+            ("sqlite://a.db?mode=ro", "no options"),
+            ("/var/lib/t.db", "not a store that is known"),
+        ] {
+            let (store, message) = read(&format!("it = {{ url = '{url}' }}"), store);
+            assert_eq!(store, None);
+            assert!(message.contains(told) && !message.contains("hunter2"), "{message}");
+        }
+    }
+
+    #[test]
+    fn limits_of_zero_are_refused() {
+        let keys = [
+            "request_bytes_max",
+            "header_seconds_max",
+            "body_idle_seconds_max",
+            "body_total_seconds_max",
+            "connections_per_ip_max",
+            "requests_in_flight_max",
+            "failed_auth_per_minute_max",
+        ];
+        for key in keys {
+            let (_, told) = read(&format!("[it]\n{key} = 0"), limits);
+            assert!(told.starts_with(&format!("test.toml:2: it.{key}: is 0; ")), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused() {
+        assert!(read("[[it.sink]]\nkind = 'file'", billing).1.contains("not built yet"));
+        assert!(read("it = { currency = 'EUR' }", billing).1.contains("USD"));
+        assert!(read("it = { durability = 'none' }", billing).1.contains("\"power\""));
+    }
+}

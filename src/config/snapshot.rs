@@ -1,0 +1,152 @@
+//! One configuration, checked and immutable. A request keeps the snapshot that it began with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::sign::CertifiedKey;
+
+use crate::relay::route::Catalogue;
+
+/// A whole configuration.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts the configurations that were in force in this process, from 1.
+    pub version: u64,
+    /// Where the process listens. Bound once, at the start.
+    pub listen: Listen,
+    /// Where accounts, keys, ledger and usage are kept. Opened once, at the start.
+    pub store: StoreConfig,
+    /// How finished requests become ledger entries. Opened once, at the start.
+    pub billing: BillingConfig,
+    /// What one client, and all of them, may ask of the process.
+    pub limits: Limits,
+    /// Models, providers and plans.
+    pub catalogue: Catalogue,
+    /// Every file that was read for it: the configuration, what it includes, secrets, certificates.
+    pub files: Vec<PathBuf>,
+}
+
+impl Snapshot {
+    /// Which settings differ from those of `running` but are only taken up when the process starts.
+    pub(super) fn needs_restart_after(&self, running: &Snapshot) -> Vec<&'static str> {
+        let (new, old) = (&self.listen, &running.listen);
+        let https = |listen: &Listen| listen.https.as_ref().map(|https| https.address);
+        [
+            ("listen.http", new.http != old.http),
+            ("listen.h2c", new.h2c != old.h2c),
+            ("listen.https", https(new) != https(old)),
+            ("listen.dashboard", new.dashboard != old.dashboard),
+            ("listen.admin", new.admin != old.admin),
+            ("listen.metrics", new.metrics != old.metrics),
+            ("store", self.store != running.store),
+            ("billing", self.billing != running.billing),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
+    }
+}
+
+/// `[listen]`: where the process listens; at least one of `http` and `https`.
+#[derive(Debug, Clone, Default)]
+pub struct Listen {
+    /// The client API, cleartext.
+    pub http: Option<SocketAddr>,
+    /// Whether `http` also takes cleartext HTTP/2 from clients that know beforehand that it does.
+    pub h2c: bool,
+    /// The client API over TLS, HTTP/1.1 and HTTP/2.
+    pub https: Option<Https>,
+    /// For people: customers and operators.
+    pub dashboard: Option<SocketAddr>,
+    /// For machines: health, readiness, admin API.
+    pub admin: Option<SocketAddr>,
+    /// For Prometheus.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// `listen.https`.
+#[derive(Debug, Clone)]
+pub struct Https {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The file with the certificate and its chain, PEM.
+    pub certificate: PathBuf,
+    /// The file with the private key, PEM.
+    pub key: PathBuf,
+    /// Both, as they were when this configuration was read; they belong together.
+    pub identity: Arc<CertifiedKey>,
+}
+
+/// `[store]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// `sqlite://relative/to/the/working/directory` or `sqlite:///absolute`.
+    pub url: String,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { url: "sqlite://data/tollgate.db".to_owned() }
+    }
+}
+
+/// `[billing]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BillingConfig {
+    /// The spool's file; a relative path is relative to the working directory.
+    pub spool: PathBuf,
+    /// How large the spool may grow before nothing more is sold.
+    pub spool_bytes_max: u64,
+    /// What a finished request's record survives.
+    pub durability: Durability,
+}
+
+impl Default for BillingConfig {
+    fn default() -> Self {
+        Self { spool: "data/spool.db".into(), spool_bytes_max: 1 << 30, durability: Durability::Process }
+    }
+}
+
+/// What a record in the spool survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The process's death, `kill -9` included.
+    Process,
+    /// The machine's, too: on disk before the answer's last byte leaves.
+    Power,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest body that is taken.
+    pub request_bytes_max: usize,
+    /// How long a request's head may take to arrive.
+    pub header_max: Duration,
+    /// How long a body may pause between two reads.
+    pub body_idle_max: Duration,
+    /// How long a body may take to arrive, whole.
+    pub body_total_max: Duration,
+    /// Connections at once from one address.
+    pub connections_per_ip_max: u32,
+    /// Requests at once, of all clients.
+    pub requests_in_flight_max: u32,
+    /// Failed authentications from one address in a minute; past it they are refused without a look-up.
+    pub failed_auth_per_minute_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_bytes_max: 32 << 20,
+            header_max: Duration::from_secs(10),
+            body_idle_max: Duration::from_secs(10),
+            body_total_max: Duration::from_secs(120),
+            connections_per_ip_max: 256,
+            requests_in_flight_max: 20_000,
+            failed_auth_per_minute_max: 30,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Whole configurations, from files to snapshot. What each kind of row takes is tested in its own file.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::testing::mistakes_of;
+use super::*;
+use crate::relay::route::{Dialect, Endpoint};
+
+const LISTEN: &str = "[listen]\nhttp = '127.0.0.1:0'\n";
+
+const DEMO: &str = "\
+[[provider]]
+name = 'demo'
+dialect = 'openai'
+base_url = 'builtin:demo'
+[[model]]
+id = 'demo'
+context_window = 8_192
+output_tokens_max = 1_024
+price = { input = '1', output = '2' }
+targets = [{ provider = 'demo', model = 'demo' }]
+";
+
+/// The outcome of reading these files, the first of which includes what it likes. Mistakes without the folder's name.
+fn read_files(files: &[(&str, &str)], providers: Providers) -> Result<Loaded, String> {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let environment = |name: &str| (name == "GOOD_KEY").then(|| "sk-good".into());
+    super::read(&folder.path().join(files[0].0), providers, &environment)
+        .map_err(|refused| mistakes_of(&refused.mistakes).replace(&format!("{}/", folder.path().display()), ""))
+}
+
+fn read_one(text: &str, providers: Providers) -> Result<Loaded, String> {
+    read_files(&[("tollgate.toml", text)], providers)
+}
+
+#[test]
+fn the_shipped_files_lack_nothing_but_credentials_and_dialects() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/tollgate.toml");
+    let refused = super::read(&path, Providers::All, &|_| Some("sk-test".into())).unwrap_err();
+    assert_eq!(refused.mistakes.len(), 4, "{}", mistakes_of(&refused.mistakes));
+    assert!(refused.mistakes.iter().all(|mistake| mistake.what.contains("does not speak yet")));
+
+    let loaded = super::read(&path, Providers::OnlyReady, &|_| Some("sk-test".into())).unwrap();
+    let catalogue = &loaded.snapshot.catalogue;
+    assert_eq!((catalogue.models().len(), catalogue.providers().len()), (8, 6));
+    assert_eq!(catalogue.plan_names(), ["free", "max", "pro", "starter"]);
+    assert_eq!(catalogue.model("Pro/moonshotai/Kimi-K2.6").unwrap().targets.len(), 2);
+    assert_eq!(loaded.snapshot.limits, Limits::default(), "what is commented out is the default");
+    assert_eq!(loaded.snapshot.billing, BillingConfig::default());
+    assert_eq!(loaded.snapshot.store, StoreConfig::default());
+}
+
+#[test]
+fn a_whole_configuration_becomes_a_snapshot() {
+    let text = "\
+include = ['more.toml']
+[listen]
+http = '127.0.0.1:0'
+h2c = true
+[limits]
+header_seconds_max = 3
+request_bytes_max = 0x10_0000
+[billing]
+durability = 'power'
+[[provider]]
+name = 'a'
+dialect = 'openai'
+base_url = 'https://a.example/v1/'
+credentials = [{ env = 'GOOD_KEY' }, { file = 'key' }]
+idle_seconds_max = 7
+";
+    let more = "\
+[[plan]]
+name = 'free'
+requests_per_minute = 30
+models = ['x/y']
+[[model]]
+id = 'x/y'
+context_window = 10
+output_tokens_max = 5
+price = { input = '0.5', output = '1' }
+targets = [{ provider = 'a', model = 'y', weight = 3, tier = 1 }]
+";
+    let loaded =
+        read_files(&[("tollgate.toml", text), ("more.toml", more), ("key", "sk-2\n")], Providers::All).unwrap();
+    let snapshot = loaded.snapshot;
+    assert!(snapshot.listen.h2c);
+    assert_eq!(snapshot.limits.header_max, Duration::from_secs(3));
+    assert_eq!(snapshot.limits.request_bytes_max, 1 << 20);
+    assert_eq!(snapshot.billing.durability, Durability::Power);
+    assert_eq!(snapshot.files.len(), 3, "the file, its include and the secret");
+    let model = snapshot.catalogue.model("x/y").unwrap();
+    assert_eq!(&*model.owned_by, "system");
+    let target = &model.targets[0];
+    assert_eq!((&*target.model, target.weight, target.tier), ("y", 3, 1));
+    assert_eq!(target.provider.dialect, Dialect::OpenAi);
+    let keys: Vec<&str> = target.provider.credentials.iter().map(|secret| secret.expose()).collect();
+    assert_eq!(keys, ["sk-good", "sk-2"]);
+    assert_eq!(target.provider.times.idle, Duration::from_secs(7));
+    assert!(matches!(&target.provider.endpoint, Endpoint::Network(address) if &*address.path == "/v1"));
+    assert_eq!(snapshot.catalogue.plan("free").unwrap().models.as_deref(), Some(&["x/y".into()][..]));
+}
+
+#[test]
+fn what_is_not_ready_is_a_mistake_to_serve_and_left_out_for_quickstart() {
+    let text = format!(
+        "{LISTEN}{DEMO}\
+[[provider]]
+name = 'a'
+dialect = 'openai'
+base_url = 'https://a.example/v1'
+credentials = [{{ env = 'NO_KEY' }}]
+[[provider]]
+name = 'b'
+dialect = 'gemini'
+base_url = 'https://b.example'
+credentials = [{{ env = 'GOOD_KEY' }}]
+[[provider]]
+name = 'c'
+dialect = 'openai'
+base_url = 'https://c.example/v1'
+credentials = [{{ env = 'NO_KEY' }}, {{ env = 'GOOD_KEY' }}]
+[[model]]
+id = 'gone'
+context_window = 10
+output_tokens_max = 5
+price = {{ input = '1', output = '1' }}
+targets = [{{ provider = 'a', model = 'x' }}, {{ provider = 'b', model = 'x' }}]
+[[model]]
+id = 'halved'
+context_window = 10
+output_tokens_max = 5
+price = {{ input = '1', output = '1' }}
+targets = [{{ provider = 'a', model = 'x' }}, {{ provider = 'c', model = 'x' }}]
+"
+    );
+    let told = read_one(&text, Providers::All).unwrap_err();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 3, "{told}");
+    assert!(lines[0].starts_with("tollgate.toml:17: provider.credentials: the environment variable NO_KEY is not set"));
+    assert!(lines[1].starts_with("tollgate.toml:27: "), "{told}");
+    assert!(lines[2].starts_with("tollgate.toml:33: ") && lines[2].contains("\"gemini\" dialect"), "{told}");
+
+    let loaded = read_one(&text, Providers::OnlyReady).unwrap();
+    let ids: Vec<&str> = loaded.snapshot.catalogue.models().iter().map(|model| &*model.id).collect();
+    assert_eq!(ids, ["demo", "halved"]);
+    let halved = loaded.snapshot.catalogue.model("halved").unwrap();
+    assert_eq!((halved.targets.len(), &*halved.targets[0].provider.name), (1, "c"));
+    assert_eq!(halved.targets[0].provider.credentials.len(), 1);
+    assert_eq!(loaded.left_out.len(), 3, "{:?}", loaded.left_out);
+}
+
+#[test]
+fn an_unspoken_dialect_that_no_target_uses_is_no_mistake() {
+    let provider = "[[provider]]\nname = 'b'\ndialect = 'gemini'\nbase_url = 'https://b.example'\ncredentials = []\n";
+    let loaded = read_one(&format!("{LISTEN}{provider}"), Providers::All).unwrap();
+    assert_eq!(loaded.snapshot.catalogue.providers().len(), 1);
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_told_with_what_else_is_wrong() {
+    let text = "[listen]\nhttp = \nh2c = 7\n[[plan]]\nname = 'a'\nrequests_per_minute = 0\n[[plan]\n";
+    let told = read_one(text, Providers::All).unwrap_err();
+    let places: Vec<&str> = told.lines().filter_map(|line| line.split(": ").next()).collect();
+    assert_eq!(places, ["tollgate.toml:2", "tollgate.toml:3", "tollgate.toml:6", "tollgate.toml:7"], "{told}");
+}
+
+#[test]
+fn includes_are_read_once_and_each_mistake_has_its_own_file() {
+    let more = "include = ['tollgate.toml']\n[listen]\nhttp = '127.0.0.1:0'\n[[plan]]\nname = 'p'\n";
+    let first = format!("include = ['more.toml', 'gone.toml']\n{LISTEN}");
+    let told = read_files(&[("tollgate.toml", &first), ("more.toml", more)], Providers::All).unwrap_err();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 4, "{told}");
+    assert!(lines[0].starts_with("tollgate.toml:1: include: cannot be read: "), "{told}");
+    assert!(lines[1].starts_with("more.toml:1: include: this file has been read already"), "{told}");
+    assert!(lines[2].starts_with("more.toml:2: listen: stands in tollgate.toml:2 already"), "{told}");
+    assert!(lines[3].starts_with("more.toml:4: plan.requests_per_minute is missing"), "{told}");
+}
+
+#[test]
+fn names_are_unique_across_files() {
+    let first = format!("include = ['more.toml']\n{LISTEN}{DEMO}");
+    let told = read_files(&[("tollgate.toml", &first), ("more.toml", DEMO)], Providers::All).unwrap_err();
+    assert!(told.contains("more.toml:1: provider \"demo\" stands in tollgate.toml:4 already"), "{told}");
+    assert!(told.contains("more.toml:5: model \"demo\" stands in tollgate.toml:8 already"), "{told}");
+}
+
+#[test]
+fn a_broken_row_is_not_blamed_a_second_time_by_who_names_it() {
+    let text = format!("{LISTEN}{}[[plan]]\nname = 'p'\nrequests_per_minute = 1\nmodels = ['demo']\n", DEMO)
+        .replace("context_window = 8_192", "context_window = 0")
+        .replace("dialect = 'openai'", "dialect = 'soap'");
+    let told = read_one(&text, Providers::All).unwrap_err();
+    assert_eq!(told.lines().count(), 2, "{told}");
+}
+
+#[test]
+fn the_spool_is_not_the_store() {
+    let text = format!("{LISTEN}[store]\nurl = 'sqlite://data/a.db'\n[billing]\nspool = 'data/a.db'\n");
+    let told = read_one(&text, Providers::All).unwrap_err();
+    assert!(told.starts_with("tollgate.toml:5: billing.spool"), "{told}");
+}
+
+#[test]
+fn a_file_that_is_missing_or_not_text_is_told_in_the_same_form() {
+    let gone = super::read(Path::new("/nonexistent/tollgate.toml"), Providers::All, &|_| None).unwrap_err();
+    let told = mistakes_of(&gone.mistakes);
+    assert!(told.starts_with("/nonexistent/tollgate.toml:1: cannot be read: "), "{told}");
+    assert_eq!(told.lines().count(), 1);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.toml");
+    std::fs::write(&path, b"# caf\xc3\xa9\n# caf\xe9\n").unwrap();
+    let told = mistakes_of(&super::read(&path, Providers::All, &|_| None).unwrap_err().mistakes);
+    assert!(told.contains("a.toml:2: is not UTF-8"), "{told}");
+}
+
+#[test]
+fn the_explicit_file_wins() {
+    assert_eq!(locate(Some(Path::new("x.toml"))), Path::new("x.toml"));
+}
+
+proptest! {
+    /// Whatever is cut out of a configuration, what is told names a line that is there.
+    #[test]
+    fn a_cut_configuration_is_refused_by_line_or_read(from in 0..300usize, length in 1..40usize) {
+        let text = format!("{LISTEN}{DEMO}[[plan]]\nname = 'p'\nrequests_per_minute = 1\n");
+        let (from, to) = (from.min(text.len()), (from + length).min(text.len()));
+        let cut = format!("{}{}", &text[..from], &text[to..]);
+        let lines = cut.lines().count().max(1);
+        if let Err(told) = read_one(&cut, Providers::All) {
+            for line in told.lines() {
+                let number = line.split(':').nth(1).and_then(|number| number.parse::<usize>().ok());
+                prop_assert!(number.is_some_and(|number| (1..=lines).contains(&number)), "{} of {}", line, lines);
+            }
+        }
+    }
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    let told = read_one(&format!("{LISTEN}a = {}", "[".repeat(100_000)), Providers::All).unwrap_err();
+    assert!(told.starts_with("tollgate.toml:3: is not TOML"), "{}", &told[..told.len().min(300)]);
+    assert_eq!(told.lines().count(), 1);
+}

@@ -1,0 +1,279 @@
+//! From a request's head to its admission: whose it is, what it asks, and whether it may.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Method, Version};
+use percent_encoding::percent_decode_str;
+use pingora_proxy::Session;
+
+use super::body::{self, BodyLimits};
+use super::exchange::{Caller, Dispatch, Exchange, Step};
+use super::{Shared, answer};
+use crate::relay::admit::{KeyLimits, check_credit};
+use crate::relay::auth::{ApiKey, KeyEntry};
+use crate::relay::dialect::openai::ChatRequest;
+use crate::relay::refusal::{Cause, Refusal};
+use crate::relay::route::{Model, candidates};
+
+/// What has become of a request.
+pub(super) enum Received {
+    /// It goes upstream.
+    Dispatched,
+    /// The relay has answered it.
+    Answered,
+}
+
+/// Headers that a request may have, and their bytes in all.
+const HEADERS_MAX: usize = 100;
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// Takes a request as far as it may go. A refusal is the caller's to write.
+pub(super) async fn receive(
+    shared: &Shared,
+    session: &mut Session,
+    exchange: &mut Exchange,
+) -> Result<Received, Refusal> {
+    check_head(session)?;
+    let path = session.req_header().uri.path().to_owned();
+    match Route::of(&path) {
+        Some(Route::ChatCompletions) => {
+            expect_method(session, &Method::POST)?;
+            exchange.step = Step::Authenticated(authenticate(shared, session, exchange).await?);
+            chat(shared, session, exchange).await
+        }
+        Some(Route::Models) => {
+            expect_method(session, &Method::GET)?;
+            exchange.step = Step::Authenticated(authenticate(shared, session, exchange).await?);
+            answer::models(session, exchange).await
+        }
+        Some(Route::Model(id)) => {
+            expect_method(session, &Method::GET)?;
+            exchange.step = Step::Authenticated(authenticate(shared, session, exchange).await?);
+            // Some SDKs escape the slashes of an id, some do not.
+            let id = percent_decode_str(id).decode_utf8_lossy();
+            answer::model(session, exchange, &id).await
+        }
+        None => Err(Refusal::new(
+            Cause::UnknownUrl,
+            format!("Unknown request URL: {} {path}. The API is at /v1.", session.req_header().method),
+        )),
+    }
+}
+
+/// What the client API has.
+enum Route<'a> {
+    ChatCompletions,
+    Models,
+    Model(&'a str),
+}
+
+impl<'a> Route<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        match path.strip_prefix("/v1/")? {
+            "chat/completions" => Some(Self::ChatCompletions),
+            "models" => Some(Self::Models),
+            other => other.strip_prefix("models/").filter(|id| !id.is_empty()).map(Self::Model),
+        }
+    }
+}
+
+fn expect_method(session: &Session, expected: &Method) -> Result<(), Refusal> {
+    let method = &session.req_header().method;
+    if method == expected {
+        return Ok(());
+    }
+    Err(Refusal::new(Cause::MethodNotAllowed, format!("Not allowed to {method} here; use {expected}.")))
+}
+
+/// Refuses heads that two parsers could read in two ways.
+fn check_head(session: &Session) -> Result<(), Refusal> {
+    let head = session.req_header();
+    let bad = |message: &'static str| Err(Refusal::new(Cause::BadRequest, message));
+    let headers: &HeaderMap = &head.headers;
+    if headers.len() > HEADERS_MAX
+        || headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > HEADER_BYTES_MAX
+    {
+        return bad("The request has more than 100 headers or more than 64 KiB of them.");
+    }
+    let hosts = headers.get_all("host").iter().count();
+    let named = hosts == 1 || (hosts == 0 && head.version == Version::HTTP_2 && head.uri.authority().is_some());
+    if !named {
+        return bad("The request must have exactly one Host header.");
+    }
+    let mut lengths = headers.get_all("content-length").iter();
+    if let Some(length) = lengths.next() {
+        if lengths.next().is_some() || !length.as_bytes().iter().all(u8::is_ascii_digit) || length.is_empty() {
+            return bad("The request must have one Content-Length, a plain number.");
+        }
+        if headers.contains_key("transfer-encoding") {
+            return bad("The request has both Content-Length and Transfer-Encoding.");
+        }
+    }
+    Ok(())
+}
+
+/// Finds out whose request it is.
+async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -> Result<Caller, Refusal> {
+    let address = client_ip(session);
+    let entry = match bearer(&session.req_header().headers).and_then(ApiKey::parse) {
+        Some(key) => {
+            if shared.failed_logins.is_flooding(address) && !shared.keyring.knows(&key) {
+                return Err(too_many_failures());
+            }
+            shared.keyring.lookup(&key).await.map_err(|error| {
+                tracing::error!(%error, "a key could not be looked up");
+                Refusal::new(Cause::InternalError, "The key could not be checked. Try again.").retry_after_ms(1000)
+            })?
+        }
+        None => None,
+    };
+    let good = entry.filter(|entry| entry.record().is_good_at(exchange.arrival.unix_ms));
+    let Some(entry) = good else {
+        let flooding = shared.failed_logins.is_flooding(address);
+        shared.failed_logins.count(address);
+        return Err(if flooding { too_many_failures() } else { Refusal::invalid_api_key() });
+    };
+    let record = entry.record();
+    if address.is_some_and(|address| !record.allows_ip(address)) {
+        return Err(Refusal::new(Cause::IpNotAllowed, "This key may not be used from this address."));
+    }
+    let limits = limits_of(exchange, &entry)?;
+    let window = entry.limiter.view(&limits, exchange.arrival.at_us);
+    Ok(Caller { entry, record, window })
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+}
+
+fn too_many_failures() -> Refusal {
+    Refusal::new(Cause::TooManyFailedAttempts, "Too many requests with wrong keys came from this address.")
+        .retry_after_ms(60_000)
+}
+
+/// The address of the client's socket.
+fn client_ip(session: &Session) -> Option<IpAddr> {
+    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_canonical())
+}
+
+/// The key's own limits where it has any, its plan's elsewhere.
+fn limits_of(exchange: &Exchange, entry: &KeyEntry) -> Result<KeyLimits, Refusal> {
+    let record = entry.record();
+    let Some(plan) = exchange.arrival.snapshot.catalogue.plan(&record.plan) else {
+        tracing::error!(account = %record.account_id, plan = %record.plan, "an account has a plan that the configuration does not");
+        return Err(Refusal::new(Cause::InternalError, "The account's plan is not configured. Ask the operator."));
+    };
+    Ok(KeyLimits::new(&record, plan))
+}
+
+/// Whether the key may use that model: its own list where it has one, its plan's elsewhere.
+pub(super) fn may_use(exchange: &Exchange, caller: &Caller, model: &str) -> bool {
+    let plan = exchange.arrival.snapshot.catalogue.plan(&caller.record.plan);
+    let allowed = |models: &Vec<Box<str>>| models.iter().any(|id| &**id == model);
+    let by_plan = plan.and_then(|plan| plan.models.as_ref()).is_none_or(allowed);
+    by_plan && caller.record.models.as_ref().is_none_or(allowed)
+}
+
+/// Reads what is asked and admits it.
+async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -> Result<Received, Refusal> {
+    let limits = &exchange.arrival.snapshot.limits;
+    let body_limits = BodyLimits {
+        bytes_max: limits.request_bytes_max,
+        idle_max: limits.body_idle_max,
+        total_max: limits.body_total_max,
+    };
+    let whole = body::read_whole(session, &body_limits).await?;
+    let read_us = exchange.arrival.clock.now_us();
+    let request = ChatRequest::parse(whole)?;
+    let Step::Authenticated(caller) = &exchange.step else {
+        return Err(Refusal::new(Cause::InternalError, "The request was not authenticated."));
+    };
+    let caller = caller.clone();
+    let model = find_model(exchange, &caller, request.model())?;
+    check_credit(&caller.entry.account, &caller.entry.spending, caller.record.budget)?;
+    let slot = shared.recorder.reserve().ok_or_else(|| {
+        Refusal::new(Cause::BillingUnavailable, "Requests cannot be billed at the moment.").retry_after_ms(1000)
+    })?;
+    let key_limits = limits_of(exchange, &caller.entry)?;
+    let now_us = exchange.arrival.clock.now_us();
+    let permit = caller.entry.limiter.admit(&key_limits, reservation(&request, &model), now_us);
+    let window = caller.entry.limiter.view(&key_limits, now_us);
+    let caller = Caller { window, ..caller };
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            exchange.step = Step::Authenticated(caller);
+            return Err(refusal);
+        }
+    };
+    let candidates = candidates(&model.targets, exchange.arrival.request_id.as_u128() as u64);
+    let tape = body::replace(session, shared.clock);
+    shared.observe_overhead(read_us, exchange.arrival.clock.now_us());
+    exchange.step = Step::Dispatched(Box::new(Dispatch {
+        caller,
+        request,
+        model,
+        permit,
+        slot,
+        tape,
+        candidates,
+        current: 0,
+        tries: 0,
+        failure: None,
+        refused: None,
+    }));
+    Ok(Received::Dispatched)
+}
+
+fn find_model(exchange: &Exchange, caller: &Caller, id: &str) -> Result<Arc<Model>, Refusal> {
+    let Some(model) = exchange.arrival.snapshot.catalogue.model(id) else {
+        return Err(model_not_found(id));
+    };
+    if !may_use(exchange, caller, id) {
+        return Err(
+            Refusal::new(Cause::ModelNotAllowed, format!("This key may not use the model `{id}`.")).param("model")
+        );
+    }
+    Ok(Arc::clone(model))
+}
+
+/// There is no such model. The name is the client's own, cut to what a name may be.
+pub(super) fn model_not_found(id: &str) -> Refusal {
+    let id: String = id.chars().take(200).collect();
+    Refusal::new(Cause::ModelNotFound, format!("The model `{id}` does not exist or you do not have access to it."))
+        .param("model")
+}
+
+/// The output that a request reserves of its tokens a minute when it does not say how much it may produce.
+const OUTPUT_TOKENS_ASSUMED: u64 = 1024;
+
+/// What a request takes of the tokens a minute until it is known what it used.
+fn reservation(request: &ChatRequest, model: &Model) -> u64 {
+    let output = request.output_tokens_asked().unwrap_or(OUTPUT_TOKENS_ASSUMED).min(model.output_tokens_max);
+    request.input_tokens_estimate().saturating_add(output.saturating_mul(request.choices()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_id_may_hold_slashes() {
+        assert!(matches!(Route::of("/v1/models/Pro/zai-org/GLM-5.1"), Some(Route::Model("Pro/zai-org/GLM-5.1"))));
+        assert!(matches!(Route::of("/v1/models"), Some(Route::Models)));
+        assert!(Route::of("/v1/models/").is_none());
+        assert!(Route::of("/models").is_none());
+    }
+
+    #[test]
+    fn a_bearer_key_is_read_whatever_the_schemes_case() {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, http::HeaderValue::from_static("bearer  tg_live_x"));
+        assert_eq!(bearer(&headers), Some("tg_live_x"));
+        headers.insert(AUTHORIZATION, http::HeaderValue::from_static("Basic tg_live_x"));
+        assert_eq!(bearer(&headers), None);
+    }
+}

@@ -1,0 +1,198 @@
+//! What the relay answers by itself: refusals, and the models.
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::date::get_cached_date;
+use pingora_proxy::Session;
+use serde_json::{Value, json};
+
+use super::admission::{Received, may_use, model_not_found};
+use super::body::{self, Substitute};
+use super::exchange::{Caller, Exchange};
+use crate::relay::admit::Window;
+use crate::relay::dialect::openai::ProviderError;
+use crate::relay::meter::{NanoUsd, Rates};
+use crate::relay::refusal::{Cause, Refusal};
+use crate::relay::route::Model;
+
+/// Writes a refusal. Whatever of the body the client has still to send is read and forgotten, so that it gets to read this.
+pub(super) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) {
+    exchange.shared.metrics.refused(refusal.cause);
+    let written = write(session, exchange, refusal.cause.status(), refusal.to_json(), Some(&refusal)).await;
+    if !session.downstream_session.is_body_done() {
+        // What follows on this connection may be the rest of a body that nobody framed.
+        session.set_keepalive(None);
+        if written.is_ok() {
+            body::linger(session).await;
+        }
+    }
+    exchange.answered(None, Some(refusal));
+}
+
+/// `GET /v1/models`: the models that the key may use.
+pub(super) async fn models(session: &mut Session, exchange: &mut Exchange) -> Result<Received, Refusal> {
+    let caller = known(exchange)?;
+    let models: Vec<Value> = exchange
+        .arrival
+        .snapshot
+        .catalogue
+        .models()
+        .iter()
+        .filter(|model| may_use(exchange, &caller, &model.id))
+        .map(|model| describe(model))
+        .collect();
+    let body = json!({"object": "list", "data": models}).to_string();
+    let _ = write(session, exchange, 200, body.into_bytes(), None).await;
+    exchange.answered(None, None);
+    Ok(Received::Answered)
+}
+
+/// `GET /v1/models/{id}`.
+pub(super) async fn model(session: &mut Session, exchange: &mut Exchange, id: &str) -> Result<Received, Refusal> {
+    let caller = known(exchange)?;
+    let model = exchange.arrival.snapshot.catalogue.model(id).filter(|_| may_use(exchange, &caller, id)).cloned();
+    let Some(model) = model else { return Err(model_not_found(id)) };
+    let _ = write(session, exchange, 200, describe(&model).to_string().into_bytes(), None).await;
+    exchange.answered(Some(model), None);
+    Ok(Received::Answered)
+}
+
+fn known(exchange: &Exchange) -> Result<Caller, Refusal> {
+    exchange.caller().cloned().ok_or_else(|| Refusal::new(Cause::InternalError, "The request was not authenticated."))
+}
+
+/// OpenAI's model object, with what clients of a relay want to know besides.
+fn describe(model: &Model) -> Value {
+    json!({
+        "id": model.id,
+        "object": "model",
+        // The catalogue does not date its models; clients want a number here.
+        "created": 0,
+        "owned_by": model.owned_by,
+        "context_window": model.context_window,
+        "max_output_tokens": model.output_tokens_max,
+        "pricing": pricing(&model.price.base),
+    })
+}
+
+/// USD per million tokens, as strings.
+fn pricing(rates: &Rates) -> Value {
+    let usd = |nano: u64| NanoUsd(i64::try_from(nano).unwrap_or(i64::MAX)).to_string();
+    json!({
+        "input": usd(rates.input),
+        "output": usd(rates.output),
+        "cache_read": usd(rates.cache_read),
+        "cache_write_5m": usd(rates.cache_write_5m),
+        "cache_write_1h": usd(rates.cache_write_1h),
+    })
+}
+
+/// The row of the table that a provider's error falls under.
+pub(super) fn cause_of(error: &ProviderError) -> Cause {
+    match error {
+        ProviderError::Request { cause, .. } => *cause,
+        ProviderError::Provider(refusal) => refusal.cause,
+    }
+}
+
+/// Writes what became of a request that no upstream answered.
+pub(super) async fn tell(session: &mut Session, exchange: &mut Exchange, error: &ProviderError) -> pingora::Result<()> {
+    let Substitute { header, body } = substitute(exchange, error)?;
+    session.downstream_session.write_response_header(header).await?;
+    session.downstream_session.write_response_body(body, true).await
+}
+
+/// The answer that tells of a provider's error.
+pub(super) fn substitute(exchange: &mut Exchange, error: &ProviderError) -> pingora::Result<Substitute> {
+    let (body, refusal) = match error {
+        ProviderError::Request { body, .. } => (body.clone(), None),
+        ProviderError::Provider(refusal) => (Bytes::from(refusal.to_json()), Some(refusal)),
+    };
+    let header = head(exchange, cause_of(error).status(), body.len(), refusal)?;
+    Ok(Substitute { header, body })
+}
+
+/// Writes a whole JSON answer.
+async fn write(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    status: u16,
+    body: Vec<u8>,
+    refusal: Option<&Refusal>,
+) -> pingora::Result<()> {
+    let header = head(exchange, status, body.len(), refusal)?;
+    session.downstream_session.write_response_header(header).await?;
+    session.downstream_session.write_response_body(Bytes::from(body), true).await
+}
+
+/// The head of a JSON answer of ours.
+fn head(
+    exchange: &mut Exchange,
+    status: u16,
+    length: usize,
+    refusal: Option<&Refusal>,
+) -> pingora::Result<Box<ResponseHeader>> {
+    let mut header = ResponseHeader::build(status, Some(16))?;
+    header.insert_header(CONTENT_TYPE, "application/json")?;
+    header.insert_header(CONTENT_LENGTH, length.to_string())?;
+    stamp(&mut header, exchange)?;
+    if let Some(after_ms) = refusal.and_then(|refusal| refusal.retry_after_ms) {
+        header.insert_header("retry-after", after_ms.div_ceil(1000).to_string())?;
+        header.insert_header("retry-after-ms", after_ms.to_string())?;
+    }
+    exchange.status = status;
+    Ok(Box::new(header))
+}
+
+/// What every answer carries: the request's id, and the key's windows once it is known whose it is.
+pub(super) fn stamp(header: &mut ResponseHeader, exchange: &Exchange) -> pingora::Result<()> {
+    header.insert_header(DATE, get_cached_date())?;
+    header.insert_header("x-request-id", exchange.arrival.request_id.to_string())?;
+    let Some(caller) = exchange.caller() else { return Ok(()) };
+    let requests = &caller.window.requests;
+    header.insert_header("X-RateLimit-Limit", requests.limit.to_string())?;
+    header.insert_header("X-RateLimit-Remaining", requests.remaining.to_string())?;
+    header.insert_header("X-RateLimit-Reset", requests.reset_ms.div_ceil(1000).to_string())?;
+    let mut openais = |unit: &str, window: &Window| -> pingora::Result<()> {
+        header.insert_header(format!("x-ratelimit-limit-{unit}"), window.limit.to_string())?;
+        header.insert_header(format!("x-ratelimit-remaining-{unit}"), window.remaining.to_string())?;
+        header.insert_header(format!("x-ratelimit-reset-{unit}"), duration_text(window.reset_ms))
+    };
+    openais("requests", requests)?;
+    if let Some(tokens) = &caller.window.tokens {
+        openais("tokens", tokens)?;
+    }
+    Ok(())
+}
+
+/// OpenAI writes resets as durations: `850ms`, `12.5s`, `1m3.5s`.
+fn duration_text(milliseconds: u64) -> String {
+    let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);
+    let (seconds, millis) = (rest / 1000, rest % 1000);
+    let seconds = match millis {
+        0 => format!("{seconds}s"),
+        _ => format!("{seconds}.{}s", format!("{millis:03}").trim_end_matches('0')),
+    };
+    match (minutes, rest) {
+        (0, 1..=999) => format!("{millis}ms"),
+        (0, _) => seconds,
+        _ => format!("{minutes}m{seconds}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resets_read_as_openais_do() {
+        assert_eq!(duration_text(0), "0s");
+        assert_eq!(duration_text(850), "850ms");
+        assert_eq!(duration_text(12_500), "12.5s");
+        assert_eq!(duration_text(1_000), "1s");
+        assert_eq!(duration_text(63_500), "1m3.5s");
+        assert_eq!(duration_text(60_000), "1m0s");
+        assert_eq!(duration_text(2_040), "2.04s");
+    }
+}

@@ -1,0 +1,229 @@
+//! One request's state, a step at a time, and the one door through which it ends.
+//!
+//! Whatever ends a request (its last byte, a refusal, a client that leaves, an upstream that breaks, a shutdown that drops
+//! its task) drops the [`Exchange`], and the drop settles it: the tokens that were reserved are corrected, the record goes
+//! to billing, the line to the access log.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::body::Tape;
+use super::clock::Clock;
+use super::{Shared, settle};
+use crate::billing::RecordSlot;
+use crate::config::Snapshot;
+use crate::relay::admit::{Permit, WindowView};
+use crate::relay::auth::{KeyEntry, KeyRecord};
+use crate::relay::dialect::openai::{ChatRequest, ProviderError};
+use crate::relay::dialect::{Answer, Outcome};
+use crate::relay::refusal::Refusal;
+use crate::relay::route::{Model, Target};
+
+/// One request, from its head to its settlement.
+pub struct Exchange {
+    pub(super) shared: Arc<Shared>,
+    pub(super) arrival: Arrival,
+    pub(super) step: Step,
+    /// What the client was answered; 0 until then.
+    pub(super) status: u16,
+}
+
+/// What is known the moment a request arrives.
+pub(super) struct Arrival {
+    /// Minted here; the answer's `x-request-id`, the ledger entry's id.
+    pub(super) request_id: Uuid,
+    pub(super) clock: Clock,
+    pub(super) at_us: u64,
+    pub(super) unix_ms: i64,
+    /// The configuration that this request keeps to its end.
+    pub(super) snapshot: Arc<Snapshot>,
+}
+
+/// How far a request has come.
+pub(super) enum Step {
+    /// Its head is read.
+    Accepted,
+    /// Its key is good; nothing is admitted yet.
+    Authenticated(Caller),
+    /// The relay answered by itself, with a refusal or with what it knows.
+    Answered { caller: Option<Caller>, model: Option<Arc<Model>>, refusal: Option<Refusal> },
+    /// Admitted: its place in every limit is taken, upstreams are being tried.
+    Dispatched(Box<Dispatch>),
+    /// An upstream's answer is passing.
+    Answering(Box<Answering>),
+    /// Nothing is left to do.
+    Settled,
+}
+
+/// Whose request it is. There is none without a good key.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) entry: Arc<KeyEntry>,
+    pub(super) record: Arc<KeyRecord>,
+    /// The key's windows, as the answer's headers tell them.
+    pub(super) window: WindowView,
+}
+
+/// An admitted request on its way to an upstream.
+pub(super) struct Dispatch {
+    pub(super) caller: Caller,
+    pub(super) request: ChatRequest,
+    pub(super) model: Arc<Model>,
+    pub(super) permit: Permit,
+    pub(super) slot: RecordSlot,
+    pub(super) tape: Arc<Tape>,
+    /// In the order in which they are asked.
+    pub(super) candidates: Vec<Target>,
+    /// Which of them is being asked.
+    pub(super) current: usize,
+    /// How often an upstream was asked.
+    pub(super) tries: usize,
+    /// What the last try failed for, as the client will be told if no other succeeds.
+    pub(super) failure: Option<ProviderError>,
+    /// A provider's refusal that is being read: what it says decides whether another may be asked.
+    pub(super) refused: Option<Refused>,
+}
+
+/// A provider's answer that is no success, on its way in. Nothing of it has passed to the client.
+pub(super) struct Refused {
+    pub(super) status: u16,
+    pub(super) retry_after_ms: Option<u64>,
+    body: Vec<u8>,
+}
+
+impl Refused {
+    pub(super) fn new(status: u16, retry_after_ms: Option<u64>) -> Self {
+        Self { status, retry_after_ms, body: Vec::new() }
+    }
+
+    /// Takes a piece of its body.
+    pub(super) fn read(&mut self, piece: &[u8]) {
+        let room = REFUSAL_BYTES_MAX.saturating_sub(self.body.len());
+        self.body.extend_from_slice(&piece[..piece.len().min(room)]);
+    }
+
+    /// What has been read of its body.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+/// How much of a provider's refusal is read; the rest says nothing more.
+const REFUSAL_BYTES_MAX: usize = 64 * 1024;
+
+impl Dispatch {
+    /// Who is being asked.
+    pub(super) fn target(&self) -> Option<&Target> {
+        self.candidates.get(self.current)
+    }
+}
+
+/// A request whose upstream has begun to answer.
+pub(super) struct Answering {
+    pub(super) dispatch: Dispatch,
+    pub(super) answer: Box<dyn Answer + Sync>,
+    pub(super) is_stream: bool,
+    /// How the answer ended, once it has.
+    pub(super) outcome: Option<Outcome>,
+    /// When the first piece with content passed.
+    pub(super) first_token_us: Option<u64>,
+}
+
+impl Exchange {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let clock = shared.clock;
+        let arrival = Arrival {
+            request_id: Uuid::now_v7(),
+            clock,
+            at_us: clock.now_us(),
+            unix_ms: clock.unix_ms(),
+            snapshot: shared.live.load(),
+        };
+        shared.requests_in_flight.enter();
+        Self { shared, arrival, step: Step::Accepted, status: 0 }
+    }
+
+    /// Who asks, once that is known.
+    pub(super) fn caller(&self) -> Option<&Caller> {
+        match &self.step {
+            Step::Authenticated(caller) => Some(caller),
+            Step::Answered { caller, .. } => caller.as_ref(),
+            Step::Dispatched(dispatch) => Some(&dispatch.caller),
+            Step::Answering(answering) => Some(&answering.dispatch.caller),
+            Step::Accepted | Step::Settled => None,
+        }
+    }
+
+    /// The request while upstreams are being tried.
+    pub(super) fn dispatch_mut(&mut self) -> Option<&mut Dispatch> {
+        match &mut self.step {
+            Step::Dispatched(dispatch) => Some(dispatch),
+            Step::Answering(answering) => Some(&mut answering.dispatch),
+            _ => None,
+        }
+    }
+
+    /// The tape, where the request was dispatched.
+    pub(super) fn tape(&self) -> Option<&Arc<Tape>> {
+        match &self.step {
+            Step::Dispatched(dispatch) => Some(&dispatch.tape),
+            Step::Answering(answering) => Some(&answering.dispatch.tape),
+            _ => None,
+        }
+    }
+
+    /// Commits to the upstream that is being asked: from here its answer passes.
+    pub(super) fn commit(&mut self, answer: Box<dyn Answer + Sync>, is_stream: bool) {
+        self.step = match std::mem::replace(&mut self.step, Step::Settled) {
+            Step::Dispatched(dispatch) => {
+                if is_stream {
+                    self.shared.metrics.streams_active.inc();
+                }
+                let dispatch = *dispatch;
+                Step::Answering(Box::new(Answering {
+                    dispatch,
+                    answer,
+                    is_stream,
+                    outcome: None,
+                    first_token_us: None,
+                }))
+            }
+            other => other,
+        };
+    }
+
+    /// The relay's own answer is the whole of it.
+    pub(super) fn answered(&mut self, model: Option<Arc<Model>>, refusal: Option<Refusal>) {
+        let caller = match std::mem::replace(&mut self.step, Step::Settled) {
+            Step::Authenticated(caller) => Some(caller),
+            Step::Answered { caller, .. } => caller,
+            _ => None,
+        };
+        self.step = Step::Answered { caller, model, refusal };
+    }
+
+    /// How long the request has been here.
+    pub(super) fn elapsed_us(&self) -> u64 {
+        self.arrival.clock.now_us().saturating_sub(self.arrival.at_us)
+    }
+}
+
+impl Answering {
+    /// Passes a piece of the upstream's answer on; gives what the client gets of it.
+    pub(super) fn pass(&mut self, piece: Bytes, now_us: u64) -> Bytes {
+        let out = self.answer.pass(piece);
+        if self.first_token_us.is_none() && self.answer.began() {
+            self.first_token_us = Some(now_us);
+        }
+        out
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        settle::settle(self);
+        self.shared.requests_in_flight.leave();
+    }
+}

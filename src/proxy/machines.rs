@@ -1,0 +1,89 @@
+//! The listeners for machines: health and readiness, and the metrics page.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use http::Response;
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+
+use super::Shared;
+use crate::admin::{self, Readiness};
+use crate::relay::refusal::{Cause, Refusal};
+use crate::telemetry::Observed;
+
+/// `listen.admin`.
+pub(super) struct AdminListener(pub(super) Arc<Shared>);
+
+/// `listen.metrics`.
+pub(super) struct MetricsListener(pub(super) Arc<Shared>);
+
+#[async_trait]
+impl ServeHttp for AdminListener {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let readiness = Readiness {
+            store_reachable: self.0.keyring.is_store_reachable(),
+            config_valid: self.0.live.refused().is_none(),
+            billing_open: self.0.recorder.reserve().is_some(),
+            draining: self.0.draining.load(Ordering::Relaxed),
+        };
+        match admin::answer(session.req_header().uri.path(), &readiness) {
+            Some(reply) => page(reply.status, "application/json", reply.body.into_bytes()),
+            None => refusal(&Refusal::new(Cause::UnknownUrl, "There is nothing here; /healthz and /readyz are.")),
+        }
+    }
+}
+
+#[async_trait]
+impl ServeHttp for MetricsListener {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        if session.req_header().uri.path() != "/metrics" {
+            return refusal(&Refusal::new(Cause::UnknownUrl, "There is nothing here; /metrics is."));
+        }
+        match self.0.metrics.render(&self.0.observed()) {
+            Ok(body) => page(200, "text/plain; version=0.0.4; charset=utf-8", body),
+            Err(error) => {
+                tracing::error!(%error, "the metrics could not be rendered");
+                refusal(&Refusal::new(Cause::InternalError, "The metrics could not be rendered."))
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn observed(&self) -> Observed {
+        let keys = self.keyring.counts();
+        let billing = self.recorder.state();
+        let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        Observed {
+            key_cache_hits: read(&keys.hits),
+            key_cache_unknown_hits: read(&keys.unknown_hits),
+            key_cache_misses: read(&keys.misses),
+            delivered: billing.delivered(),
+            delivery_failures: billing.deliveries_failed(),
+            spool_events: billing.spooled(),
+            spool_oldest_seconds: billing.oldest_ms().map_or(0, |at| self.seconds_since(at)),
+            access_lines_dropped: self.access_log.dropped(),
+        }
+    }
+}
+
+impl Shared {
+    fn seconds_since(&self, unix_ms: i64) -> u64 {
+        u64::try_from(self.clock.unix_ms().saturating_sub(unix_ms) / 1000).unwrap_or(0)
+    }
+}
+
+fn refusal(refusal: &Refusal) -> Response<Vec<u8>> {
+    page(refusal.cause.status(), "application/json", refusal.to_json())
+}
+
+fn page(status: u16, kind: &'static str, body: Vec<u8>) -> Response<Vec<u8>> {
+    let length = body.len();
+    let mut page = Response::new(body);
+    *page.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    page.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    page.headers_mut().insert(http::header::CONTENT_LENGTH, http::HeaderValue::from(length));
+    page
+}

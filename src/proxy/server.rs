@@ -1,0 +1,314 @@
+//! The process: its listeners, its background work, and the order in which it ends.
+//!
+//! Pingora runs its services on runtimes of its own and drops whatever is left on them at the end. What must outlive them
+//! (billing, the key cache's watch over the store) runs on a runtime of ours: requests first, then the ledger, then the log.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use pingora::apps::HttpServerOptions;
+use pingora::listeners::tls::TlsSettings;
+use pingora::protocols::ALPN;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::listening::Service;
+use pingora_proxy::HttpProxy;
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::certificates::Certificates;
+use super::clock::Clock;
+use super::demo::Demo;
+use super::failed_logins::FailedLogins;
+use super::in_flight::InFlight;
+use super::keyring::Keyring;
+use super::listeners::HeadDeadline;
+use super::machines::{AdminListener, MetricsListener};
+use super::phases::{KEEP_ALIVE_SECONDS, Relay};
+use super::resolve::Resolver;
+use super::{Shared, settle};
+use crate::billing::{self, SpoolPlace};
+use crate::config::{self, Live, Mistake, Reloaded};
+use crate::relay::meter::{NanoUsd, UsageRecord};
+use crate::store::{Difference, Store};
+use crate::telemetry::{AccessLog, Metrics};
+
+/// How long running requests may take to end after SIGTERM.
+const GRACE_SECONDS: u64 = 300;
+/// How long settling may take after Pingora has dropped the requests that did not end.
+const LAST_DROPS_MAX: Duration = Duration::from_secs(5);
+/// How often a shutdown looks whether the last request has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
+const AUDIT_EVERY: Duration = Duration::from_secs(600);
+/// HTTP/2 connections without a stream are closed after this.
+const H2_IDLE: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS);
+
+/// Why the relay could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address of `[listen]` cannot be listened on.
+    #[error("cannot listen on {name} = {address}: {error}")]
+    Listen {
+        /// The setting.
+        name: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The spool or the store cannot be opened.
+    #[error("{0}")]
+    Billing(String),
+    /// A thread, a runtime or a signal cannot be had.
+    #[error("the process cannot start: {0}")]
+    Process(String),
+}
+
+/// Runs the relay until it is told to end: SIGTERM lets running requests finish, SIGINT does not. Returns when everything
+/// that was used is in the ledger. `started` is called when the listeners are about to open.
+///
+/// # Errors
+/// The relay could not start.
+pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnOnce()) -> Result<(), ServeError> {
+    let snapshot = live.load();
+    try_listening(&snapshot.listen)?;
+    let process = |error: &dyn std::fmt::Display| ServeError::Process(error.to_string());
+    let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
+    let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
+
+    let (recorder, worker) = runtime
+        .block_on(billing::open(&spool_place(&snapshot.billing), store.clone()))
+        .map_err(|error| ServeError::Billing(error.to_string()))?;
+    let keyring = runtime
+        .block_on(Keyring::open(store.clone()))
+        .map_err(|error| ServeError::Billing(format!("the store cannot be read: {error}")))?;
+    let keyring = Arc::new(keyring);
+    let shared = Arc::new(Shared {
+        clock: Clock::start(),
+        live: Arc::clone(&live),
+        keyring: Arc::clone(&keyring),
+        recorder,
+        metrics: Arc::clone(&metrics),
+        access_log,
+        resolver: Resolver::new(),
+        demo: Demo::default(),
+        failed_logins: FailedLogins::new(snapshot.limits.failed_auth_per_minute_max),
+        requests_in_flight: InFlight::default(),
+        draining: AtomicBool::new(false),
+    });
+
+    let (end_billing, billing_ended) = oneshot::channel();
+    let told = async move {
+        let _ = billing_ended.await;
+    };
+    let billing_done = runtime.spawn(worker.run(told, observer(&metrics, &shared.access_log)));
+    let background = [
+        runtime.spawn(async move { keyring.follow().await }),
+        runtime.spawn(config::watch(live, reloaded(Arc::clone(&metrics)))),
+        runtime.spawn(audit(store, metrics)),
+    ];
+
+    let pingora_ended = run_pingora(&shared, &snapshot.listen)?;
+    started();
+    wait_for_the_end(&shared, &pingora_ended);
+
+    for task in background {
+        task.abort();
+    }
+    flush(runtime.handle(), end_billing, billing_done);
+    log_writer.end();
+    Ok(())
+}
+
+/// What becomes of a record once billing has priced it: the metrics of what was used, and its line.
+fn observer(metrics: &Arc<Metrics>, access_log: &AccessLog) -> impl Fn(&UsageRecord) + use<> {
+    let (metrics, access_log) = (Arc::clone(metrics), access_log.clone());
+    move |record| {
+        metrics.settled(record);
+        access_log.write(&settle::line(record));
+    }
+}
+
+fn spool_place(config: &config::BillingConfig) -> SpoolPlace {
+    SpoolPlace {
+        path: config.spool.clone(),
+        bytes_max: config.spool_bytes_max,
+        durability: match config.durability {
+            config::Durability::Process => billing::Durability::Process,
+            config::Durability::Power => billing::Durability::Power,
+        },
+    }
+}
+
+fn reloaded(metrics: Arc<Metrics>) -> impl Fn(&Result<Reloaded, Vec<Mistake>>) {
+    move |outcome| match outcome {
+        Ok(reloaded) => {
+            metrics.config_reloads.with_label_values(&["ok"]).inc();
+            tracing::info!(version = reloaded.snapshot.version, "the configuration was reloaded");
+            for setting in &reloaded.needs_restart {
+                tracing::warn!(setting, "this setting is taken up at the next start");
+            }
+        }
+        Err(mistakes) => {
+            metrics.config_reloads.with_label_values(&["refused"]).inc();
+            for mistake in mistakes {
+                tracing::error!(%mistake, "the new configuration is refused; the old one stays");
+            }
+        }
+    }
+}
+
+/// Re-derives every balance now and then, for the drift that must be zero.
+async fn audit(store: Store, metrics: Arc<Metrics>) {
+    let mut turns = tokio::time::interval(AUDIT_EVERY);
+    loop {
+        turns.tick().await;
+        match store.audit().await {
+            Ok(differences) => metrics.ledger_drift.set(drift(&differences)),
+            Err(error) => tracing::warn!(%error, "the ledger could not be audited"),
+        }
+    }
+}
+
+/// By how much what is stored differs from what the ledger's entries say, in all.
+fn drift(differences: &[Difference]) -> i64 {
+    let nano = |amount: Option<NanoUsd>| amount.unwrap_or_default().0;
+    differences.iter().map(|found| nano(found.stored).saturating_sub(nano(found.derived)).saturating_abs()).sum()
+}
+
+/// Pingora panics where it cannot listen, in a task where nobody hears it. So the addresses are tried first.
+fn try_listening(listen: &config::Listen) -> Result<(), ServeError> {
+    let addresses = [
+        ("listen.http", listen.http),
+        ("listen.https", listen.https.as_ref().map(|https| https.address)),
+        ("listen.admin", listen.admin),
+        ("listen.metrics", listen.metrics),
+    ];
+    for (name, address) in addresses {
+        let Some(address) = address else { continue };
+        TcpListener::bind(address).map_err(|error| ServeError::Listen { name, address, error })?;
+    }
+    Ok(())
+}
+
+/// Starts Pingora on a thread of its own; the channel tells when it has ended.
+fn run_pingora(shared: &Arc<Shared>, listen: &config::Listen) -> Result<Receiver<()>, ServeError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let conf = ServerConf {
+        threads,
+        work_stealing: true,
+        grace_period_seconds: Some(GRACE_SECONDS),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: 128 * threads,
+        max_retries: super::upstream::TRIES_MAX + 1,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    server.add_service(client_api(shared, listen, &server.configuration, threads)?);
+    if let Some(address) = listen.admin {
+        let mut service = Service::new("admin".to_owned(), AdminListener(Arc::clone(shared)));
+        service.add_tcp(&address.to_string());
+        server.add_service(service);
+    }
+    if let Some(address) = listen.metrics {
+        let mut service = Service::new("metrics".to_owned(), MetricsListener(Arc::clone(shared)));
+        service.add_tcp(&address.to_string());
+        server.add_service(service);
+    }
+    let signals = Signals(Arc::clone(shared));
+    let (ended, wait) = channel();
+    std::thread::Builder::new()
+        .name("pingora".into())
+        .spawn(move || {
+            server.run(RunArgs { shutdown_signal: Box::new(signals) });
+            let _ = ended.send(());
+        })
+        .map_err(|error| ServeError::Process(error.to_string()))?;
+    Ok(wait)
+}
+
+fn client_api(
+    shared: &Arc<Shared>,
+    listen: &config::Listen,
+    conf: &Arc<ServerConf>,
+    threads: usize,
+) -> Result<Service<HeadDeadline>, ServeError> {
+    let mut proxy = HttpProxy::new(Relay::new(Arc::clone(shared)), Arc::clone(conf));
+    proxy.handle_init_modules();
+    let mut options = HttpServerOptions::default();
+    options.h2c = listen.h2c;
+    options.h2_idle_timeout = Some(H2_IDLE);
+    proxy.server_options = Some(options);
+    let head_max = shared.live.load().limits.header_max;
+    let app = HeadDeadline::new(proxy, head_max, Duration::from_secs(KEEP_ALIVE_SECONDS));
+    let mut service = Service::new("client API".to_owned(), app);
+    service.threads = Some(threads);
+    if let Some(address) = listen.http {
+        service.add_tcp(&address.to_string());
+    }
+    if let Some(https) = &listen.https {
+        let paths = (https.certificate.to_string_lossy(), https.key.to_string_lossy());
+        let mut tls = TlsSettings::intermediate(&paths.0, &paths.1)
+            .map_err(|error| ServeError::Process(format!("listen.https: {error}")))?;
+        tls.set_cert_resolver(Arc::new(Certificates(Arc::clone(&shared.live))));
+        tls.set_alpn(ALPN::H2H1);
+        service.add_tls_with_settings(&https.address.to_string(), None, tls);
+    }
+    Ok(service)
+}
+
+/// SIGTERM and SIGINT, with the word passed on that nothing new is taken.
+struct Signals(Arc<Shared>);
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            tracing::error!("signals cannot be received; the process ends only when it is killed");
+            return std::future::pending().await;
+        };
+        let shutdown = tokio::select! {
+            _ = terminate.recv() => ShutdownSignal::GracefulTerminate,
+            _ = interrupt.recv() => ShutdownSignal::FastShutdown,
+        };
+        self.0.draining.store(true, Ordering::Release);
+        tracing::info!(in_flight = self.0.requests_in_flight.count(), "the process was told to end");
+        shutdown
+    }
+}
+
+/// Returns when Pingora has ended, or the last request after the signal has.
+fn wait_for_the_end(shared: &Shared, pingora_ended: &Receiver<()>) {
+    loop {
+        match pingora_ended.recv_timeout(LOOK_EVERY) {
+            Err(RecvTimeoutError::Timeout) => {
+                if shared.draining.load(Ordering::Acquire) && shared.requests_in_flight.count() == 0 {
+                    return;
+                }
+            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let patience = Instant::now() + LAST_DROPS_MAX;
+    while shared.requests_in_flight.count() > 0 && Instant::now() < patience {
+        let _ = pingora_ended.recv_timeout(LOOK_EVERY);
+        std::thread::yield_now();
+    }
+}
+
+/// Brings everything that was recorded into the ledger, or at least into the spool.
+fn flush(runtime: &Handle, end_billing: oneshot::Sender<()>, billing_done: JoinHandle<()>) {
+    let _ = end_billing.send(());
+    if runtime.block_on(billing_done).is_err() {
+        tracing::error!("billing broke off; what it had not settled is in the spool and settles at the next start");
+    }
+}

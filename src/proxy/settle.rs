@@ -1,0 +1,169 @@
+//! The end of every request: its reservation corrected, its record handed to billing, its line to the log.
+
+use std::sync::Arc;
+
+use super::exchange::{Answering, Caller, Dispatch, Exchange, Step};
+use super::time_text;
+use crate::billing::{Finished, Unreported};
+use crate::relay::dialect::Outcome;
+use crate::relay::meter::{Encoding, NanoUsd, SampledText, Usage, UsageRecord};
+use crate::relay::refusal::Refusal;
+use crate::relay::route::Model;
+use crate::telemetry::AccessLine;
+
+/// The status of a client that left before it was answered, as nginx writes it.
+const CLIENT_LEFT: u16 = 499;
+
+/// Settles whatever step the request ended in. Called once, from its drop.
+pub(super) fn settle(exchange: &mut Exchange) {
+    match std::mem::replace(&mut exchange.step, Step::Settled) {
+        Step::Settled => {}
+        // A connection that closed before it asked for anything is no request.
+        Step::Accepted => {}
+        Step::Authenticated(caller) => log_answered(exchange, Some(&caller), None, None),
+        Step::Answered { caller, model, refusal } => {
+            log_answered(exchange, caller.as_ref(), model.as_ref(), refusal.as_ref());
+        }
+        Step::Dispatched(dispatch) => settle_failed(exchange, *dispatch),
+        Step::Answering(answering) => settle_answered(exchange, *answering),
+    }
+}
+
+/// What the relay answered by itself is counted and logged, and costs nothing.
+fn log_answered(exchange: &Exchange, caller: Option<&Caller>, model: Option<&Arc<Model>>, refusal: Option<&Refusal>) {
+    let status = status_of(exchange);
+    let model = model.map(|model| &*model.id);
+    count(exchange, model.unwrap_or_default(), "", status, None);
+    exchange.shared.access_log.write(&AccessLine {
+        time: time_text(exchange.arrival.unix_ms),
+        request_id: exchange.arrival.request_id,
+        key_id: caller.map(|caller| &*caller.record.key_id),
+        account_id: caller.map(|caller| &*caller.record.account_id),
+        model,
+        provider: None,
+        status,
+        code: refusal.map(|refusal| refusal.cause.code()),
+        input_tokens: 0,
+        cache_read_tokens: 0,
+        cache_write_tokens: 0,
+        output_tokens: 0,
+        cost_nano_usd: 0,
+        estimated: false,
+        interrupted: false,
+        first_token_ms: None,
+        total_ms: milliseconds(exchange.elapsed_us()),
+    });
+}
+
+/// No upstream answered: a record that costs nothing.
+fn settle_failed(exchange: &Exchange, dispatch: Dispatch) {
+    let left = exchange.status == 0;
+    record(exchange, dispatch, Used { usage: Usage::default(), sample: None, interrupted: left, first_token_us: None });
+}
+
+/// An upstream answered, wholly or in part. What it reported counts; where it reported nothing, what passed.
+fn settle_answered(exchange: &Exchange, answering: Answering) {
+    let Answering { dispatch, answer, is_stream, outcome, first_token_us } = answering;
+    if is_stream {
+        exchange.shared.metrics.streams_active.dec();
+    }
+    let reported = answer.usage();
+    let used = Used {
+        sample: (reported.is_none() && answer.began()).then(|| answer.sample().clone()),
+        usage: reported.unwrap_or_default(),
+        interrupted: outcome != Some(Outcome::Complete),
+        first_token_us,
+    };
+    record(exchange, dispatch, used);
+}
+
+/// What a request used, as far as it is known here.
+struct Used {
+    usage: Usage,
+    /// What passed, where the provider has not said what it used.
+    sample: Option<SampledText>,
+    interrupted: bool,
+    first_token_us: Option<u64>,
+}
+
+fn record(exchange: &Exchange, dispatch: Dispatch, used: Used) {
+    let Dispatch { caller, request, model, mut permit, slot, candidates, current, .. } = dispatch;
+    let target = candidates.get(current.min(candidates.len().saturating_sub(1)));
+    let provider = target.map(|target| &*target.provider.name).unwrap_or_default();
+    let status = status_of(exchange);
+    let now_us = exchange.arrival.clock.now_us();
+    count(exchange, &model.id, provider, status, used.first_token_us);
+    // Where nothing was reported the reservation stands: it is the best that is known inside of the minute.
+    if used.sample.is_none() {
+        permit.settle_tokens(used.usage.total(), now_us);
+    }
+    let usage = used.usage;
+    let record = UsageRecord {
+        request_id: exchange.arrival.request_id,
+        account_id: caller.record.account_id.clone(),
+        key_id: caller.record.key_id.clone(),
+        model: model.id.clone(),
+        provider: provider.into(),
+        status,
+        usage,
+        cost: if used.sample.is_some() { NanoUsd(0) } else { model.price.cost(&usage) },
+        estimated: used.sample.is_some(),
+        interrupted: used.interrupted,
+        started_at_ms: exchange.arrival.unix_ms,
+        first_token_ms: used.first_token_us.map(|us| milliseconds(us.saturating_sub(exchange.arrival.at_us))),
+        total_ms: milliseconds(exchange.elapsed_us()),
+    };
+    let unreported = used.sample.map(|output| Unreported {
+        prompt: Some(request.prompt_sample()),
+        output,
+        price: model.price.clone(),
+        encoding: Encoding::for_model(target.map_or(&*model.id, |target| &*target.model)),
+    });
+    slot.record(Finished {
+        record,
+        unreported,
+        account: Arc::clone(&caller.entry.account),
+        spending: Arc::clone(&caller.entry.spending),
+    });
+}
+
+fn status_of(exchange: &Exchange) -> u16 {
+    if exchange.status == 0 { CLIENT_LEFT } else { exchange.status }
+}
+
+#[expect(clippy::float_arithmetic, reason = "series are floats")]
+fn count(exchange: &Exchange, model: &str, provider: &str, status: u16, first_token_us: Option<u64>) {
+    let metrics = &exchange.shared.metrics;
+    metrics.requests.with_label_values(&[model, provider, &status.to_string()]).inc();
+    metrics.request_seconds.observe(exchange.elapsed_us() as f64 / 1e6);
+    if let Some(first) = first_token_us {
+        metrics.first_token_seconds.observe(first.saturating_sub(exchange.arrival.at_us) as f64 / 1e6);
+    }
+}
+
+fn milliseconds(us: u64) -> i64 {
+    i64::try_from(us / 1000).unwrap_or(i64::MAX)
+}
+
+/// The access line of a request that billing has settled.
+pub(super) fn line(record: &UsageRecord) -> AccessLine<'_> {
+    AccessLine {
+        time: time_text(record.started_at_ms),
+        request_id: record.request_id,
+        key_id: Some(&record.key_id),
+        account_id: Some(&record.account_id),
+        model: Some(&record.model),
+        provider: Some(&record.provider),
+        status: record.status,
+        code: None,
+        input_tokens: record.usage.input,
+        cache_read_tokens: record.usage.cache_read,
+        cache_write_tokens: record.usage.cache_write_5m.saturating_add(record.usage.cache_write_1h),
+        output_tokens: record.usage.output,
+        cost_nano_usd: record.cost.0,
+        estimated: record.estimated,
+        interrupted: record.interrupted,
+        first_token_ms: record.first_token_ms,
+        total_ms: record.total_ms,
+    }
+}

@@ -1,0 +1,142 @@
+//! A candidate becomes a peer and a request head, and an upstream's status becomes what happens next.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::Method;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
+use pingora::http::RequestHeader;
+use pingora::protocols::ALPN;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+
+use super::Shared;
+use super::body::UPSTREAM_OVERDUE;
+use super::exchange::Dispatch;
+use crate::relay::dialect::openai::ProviderError;
+use crate::relay::refusal::{Cause, Refusal};
+use crate::relay::route::{Endpoint, Provider};
+
+/// How often upstreams are asked for one request, at most.
+pub(super) const TRIES_MAX: usize = 3;
+
+/// Idle connections to a provider are kept this long: shorter than what their load balancers keep them.
+const IDLE_KEPT_SECONDS: u64 = 50;
+/// h2's default windows of 64 KiB would let uploads crawl.
+const H2_STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+const H2_STREAMS_MAX: usize = 100;
+
+/// Where this try connects to.
+///
+/// # Errors
+/// The provider's host cannot be resolved, or the demo has no port.
+pub(super) async fn peer(shared: &Shared, provider: &Provider, turn: usize) -> Result<HttpPeer, String> {
+    let (address, tls, host) = match &provider.endpoint {
+        Endpoint::Demo => (shared.demo.address().await.map_err(|error| error.to_string())?, false, ""),
+        Endpoint::Network(network) => {
+            (shared.resolver.resolve(&network.host, network.port, turn).await?, network.tls, &*network.host)
+        }
+    };
+    let mut peer = resolved(address, tls, host);
+    let times = &provider.times;
+    let options = &mut peer.options;
+    options.connection_timeout = Some(times.connect);
+    options.total_connection_timeout = Some(times.connect);
+    options.write_timeout = Some(times.total);
+    options.idle_timeout = Some(std::time::Duration::from_secs(IDLE_KEPT_SECONDS));
+    if tls {
+        options.alpn = ALPN::H2H1;
+        options.max_h2_streams = H2_STREAMS_MAX;
+        options.h2_stream_window_size = Some(H2_STREAM_WINDOW_BYTES);
+        options.h2_connection_window_size = Some(H2_CONNECTION_WINDOW_BYTES);
+    }
+    Ok(peer)
+}
+
+/// A peer at an address that is resolved already, which is the only kind that does not block. With TLS the name is never
+/// empty: an empty one would turn verification off.
+#[expect(clippy::disallowed_methods, reason = "the address is resolved")]
+fn resolved(address: SocketAddr, tls: bool, host: &str) -> HttpPeer {
+    HttpPeer::new(address, tls, host.to_owned())
+}
+
+/// The head of the request to the current candidate. Nothing of the client's head passes.
+pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result<RequestHeader> {
+    let provider = dispatch
+        .target()
+        .map(|target| &target.provider)
+        .ok_or_else(|| Error::explain(ErrorType::InternalError, "no candidate is being asked"))?;
+    let (prefix, authority) = match &provider.endpoint {
+        Endpoint::Demo => ("/v1", "demo"),
+        Endpoint::Network(network) => (&*network.path, &*network.authority),
+    };
+    let path = format!("{prefix}/chat/completions");
+    let mut head = RequestHeader::build(Method::POST, path.as_bytes(), Some(8))?;
+    head.insert_header(HOST, authority)?;
+    head.insert_header(CONTENT_TYPE, "application/json")?;
+    head.insert_header(CONTENT_LENGTH, body.len().to_string())?;
+    head.insert_header(ACCEPT, if dispatch.request.stream() { "text/event-stream" } else { "application/json" })?;
+    head.insert_header(USER_AGENT, concat!("tollgate/", env!("CARGO_PKG_VERSION")))?;
+    if let Some(credential) = provider.credentials.get(dispatch.tries % provider.credentials.len().max(1)) {
+        head.insert_header(AUTHORIZATION, format!("Bearer {}", credential.expose()))?;
+    }
+    Ok(head)
+}
+
+/// Whether another upstream may be asked after a refusal of that status: where the provider, not the request, was the reason
+/// and another may well say otherwise. A quota that is used up and a credential that is refused are the operator's to mend.
+pub(super) fn another_may_answer(status: u16, error: &ProviderError) -> bool {
+    let ProviderError::Provider(refusal) = error else { return false };
+    match refusal.cause {
+        Cause::UpstreamRateLimited | Cause::UpstreamTimeout => true,
+        Cause::UpstreamError => status >= 500,
+        _ => false,
+    }
+}
+
+/// Whether the body of a refusal can change what it means.
+pub(super) fn body_decides(status: u16) -> bool {
+    status < 500
+}
+
+/// What the client is told of an error that is not a status; `None` where there is nobody left to be told.
+pub(super) fn explain(error: &Error, provider: &str) -> Option<Refusal> {
+    let overdue = error.etype() == &UPSTREAM_OVERDUE;
+    match error.esource() {
+        _ if overdue => {}
+        ErrorSource::Upstream => {}
+        ErrorSource::Downstream => return None,
+        ErrorSource::Internal | ErrorSource::Unset => {
+            return Some(Refusal::new(Cause::InternalError, "The relay failed to process the request."));
+        }
+    }
+    let timed_out = overdue
+        || matches!(
+            error.etype(),
+            ErrorType::ConnectTimedout
+                | ErrorType::ReadTimedout
+                | ErrorType::WriteTimedout
+                | ErrorType::TLSHandshakeTimedout
+        );
+    Some(if timed_out {
+        Refusal::new(Cause::UpstreamTimeout, format!("The provider {provider} took too long."))
+    } else {
+        Refusal::new(Cause::UpstreamError, format!("The provider {provider} could not be reached or broke off."))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::dialect::openai::map_error;
+
+    #[test]
+    fn only_what_another_may_answer_is_tried_again() {
+        let again = |status| another_may_answer(status, &map_error(status, b"", None));
+        assert!([408, 429, 500, 502, 503, 504, 529].into_iter().all(again));
+        assert!(![400, 401, 402, 403, 404, 413, 422].into_iter().any(again));
+        let quota = br#"{"error":{"message":"no","type":"insufficient_quota","code":"insufficient_quota"}}"#;
+        assert!(!another_may_answer(429, &map_error(429, quota, None)));
+    }
+}

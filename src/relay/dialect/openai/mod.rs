@@ -1,0 +1,18 @@
+//! OpenAI's own dialect: what clients speak, and most providers with them.
+//!
+//! Where the provider speaks it too, nothing is translated: the request is spliced, the answer forwarded as it comes, and
+//! both are only looked at.
+
+mod answer;
+mod chunk;
+mod fields;
+mod outlet;
+#[cfg(test)]
+mod recordings;
+mod request;
+mod usage;
+mod whole;
+
+pub use answer::StreamReader;
+pub use request::ChatRequest;
+pub use whole::JsonReader;

@@ -1,0 +1,200 @@
+//! Re-derives from the ledger's entries everything that is kept beside them, and names what differs.
+
+use sqlx::SqliteConnection;
+
+use super::{Store, StoreError};
+use crate::relay::meter::NanoUsd;
+
+/// A place where the store contradicts its ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What differs.
+    pub kind: DifferenceKind,
+    /// The account, key or request.
+    pub id: String,
+    /// What is kept beside the ledger; `None` where nothing is.
+    pub stored: Option<NanoUsd>,
+    /// What the ledger's entries say; `None` where there are none.
+    pub derived: Option<NanoUsd>,
+}
+
+/// What can differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DifferenceKind {
+    /// An account's balance is not the sum of its entries.
+    Balance,
+    /// A key's spending is not the sum of its entries.
+    Spent,
+    /// A request's cost is not its entry's amount, or the two name different payers.
+    Cost,
+    /// A request has no entry.
+    EntryMissing,
+    /// An entry of usage has no request.
+    UsageMissing,
+    /// Entries name an account that is not there.
+    AccountMissing,
+    /// Entries name a key that is not there.
+    KeyMissing,
+}
+
+impl DifferenceKind {
+    /// One word for tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            DifferenceKind::Balance => "balance",
+            DifferenceKind::Spent => "spent",
+            DifferenceKind::Cost => "cost",
+            DifferenceKind::EntryMissing => "entry_missing",
+            DifferenceKind::UsageMissing => "usage_missing",
+            DifferenceKind::AccountMissing => "account_missing",
+            DifferenceKind::KeyMissing => "key_missing",
+        }
+    }
+}
+
+/// Each finds the differences of its kind: the id, what is stored, what the ledger says. Costs are positive in the usage
+/// rows and negative in the ledger.
+const CHECKS: [(DifferenceKind, &str); 7] = [
+    (
+        DifferenceKind::Balance,
+        "SELECT a.id, a.balance_nano_usd, CAST(COALESCE(SUM(e.amount_nano_usd), 0) AS BIGINT) \
+         FROM accounts a LEFT JOIN ledger_entries e ON e.account_id = a.id GROUP BY a.id, a.balance_nano_usd \
+         HAVING a.balance_nano_usd <> COALESCE(SUM(e.amount_nano_usd), 0) ORDER BY a.id",
+    ),
+    (
+        DifferenceKind::Spent,
+        "SELECT k.id, k.spent_nano_usd, CAST(COALESCE(e.spent, 0) AS BIGINT) FROM api_keys k LEFT JOIN \
+         (SELECT key_id, -SUM(amount_nano_usd) AS spent FROM ledger_entries WHERE kind = 'usage' GROUP BY key_id) e \
+         ON e.key_id = k.id WHERE k.spent_nano_usd <> COALESCE(e.spent, 0) ORDER BY k.id",
+    ),
+    (
+        DifferenceKind::Cost,
+        "SELECT u.request_id, u.cost_nano_usd, -e.amount_nano_usd FROM usage_records u \
+         JOIN ledger_entries e ON e.request_id = u.request_id WHERE e.amount_nano_usd <> -u.cost_nano_usd \
+         OR e.account_id <> u.account_id OR e.key_id IS NULL OR e.key_id <> u.key_id OR e.kind <> 'usage' \
+         ORDER BY u.request_id",
+    ),
+    (
+        DifferenceKind::EntryMissing,
+        "SELECT u.request_id, u.cost_nano_usd, CAST(NULL AS BIGINT) FROM usage_records u \
+         WHERE NOT EXISTS (SELECT 1 FROM ledger_entries e WHERE e.request_id = u.request_id) ORDER BY u.request_id",
+    ),
+    (
+        DifferenceKind::UsageMissing,
+        "SELECT COALESCE(e.request_id, 'entry ' || CAST(e.seq AS TEXT)), CAST(NULL AS BIGINT), -e.amount_nano_usd \
+         FROM ledger_entries e WHERE (e.kind = 'usage' OR e.request_id IS NOT NULL) \
+         AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.request_id = e.request_id) ORDER BY e.seq",
+    ),
+    (
+        DifferenceKind::AccountMissing,
+        "SELECT e.account_id, CAST(NULL AS BIGINT), CAST(SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
+         WHERE NOT EXISTS (SELECT 1 FROM accounts a WHERE a.id = e.account_id) \
+         GROUP BY e.account_id ORDER BY e.account_id",
+    ),
+    (
+        DifferenceKind::KeyMissing,
+        "SELECT e.key_id, CAST(NULL AS BIGINT), CAST(-SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
+         WHERE e.key_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM api_keys k WHERE k.id = e.key_id) \
+         GROUP BY e.key_id ORDER BY e.key_id",
+    ),
+];
+
+impl Store {
+    /// Compares balances, spendings and requests with the ledger's entries, all as of one moment. Empty when all is
+    /// well.
+    pub async fn audit(&self) -> Result<Vec<Difference>, StoreError> {
+        let mut transaction = self.read().await?;
+        let mut differences = Vec::new();
+        for (kind, sql) in CHECKS {
+            differences.extend(check(&mut transaction, kind, sql).await?);
+        }
+        Ok(differences)
+    }
+}
+
+async fn check(
+    connection: &mut SqliteConnection,
+    kind: DifferenceKind,
+    sql: &'static str,
+) -> Result<Vec<Difference>, StoreError> {
+    let rows: Vec<(String, Option<i64>, Option<i64>)> = sqlx::query_as(sql).fetch_all(connection).await?;
+    let difference = |(id, stored, derived): (String, Option<i64>, Option<i64>)| Difference {
+        kind,
+        id,
+        stored: stored.map(NanoUsd),
+        derived: derived.map(NanoUsd),
+    };
+    Ok(rows.into_iter().map(difference).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, record};
+    use super::*;
+
+    /// What the audit finds after a change behind the ledger's back.
+    async fn found_after(sql: &'static str) -> Vec<(DifferenceKind, Option<i64>, Option<i64>)> {
+        let fixture = Fixture::with_credit("5").await;
+        fixture.store.settle(&[record(&fixture, 100), record(&fixture, 20)]).await.unwrap();
+        assert_eq!(fixture.store.audit().await.unwrap(), []);
+        sqlx::raw_sql(sql).execute(&fixture.store.pool).await.unwrap();
+        let nano = |amount: Option<NanoUsd>| amount.map(|amount| amount.0);
+        let found = fixture.store.audit().await.unwrap();
+        found.into_iter().map(|found| (found.kind, nano(found.stored), nano(found.derived))).collect()
+    }
+
+    #[tokio::test]
+    async fn a_doctored_balance_is_found() {
+        let found = found_after("UPDATE accounts SET balance_nano_usd = balance_nano_usd + 1").await;
+        assert_eq!(found, [(DifferenceKind::Balance, Some(4_999_999_881), Some(4_999_999_880))]);
+    }
+
+    #[tokio::test]
+    async fn a_doctored_spending_is_found() {
+        let found = found_after("UPDATE api_keys SET spent_nano_usd = 0").await;
+        assert_eq!(found, [(DifferenceKind::Spent, Some(0), Some(120))]);
+    }
+
+    #[tokio::test]
+    async fn a_doctored_cost_is_found() {
+        let found = found_after("UPDATE usage_records SET cost_nano_usd = 21 WHERE cost_nano_usd = 20").await;
+        assert_eq!(found, [(DifferenceKind::Cost, Some(21), Some(20))]);
+    }
+
+    #[tokio::test]
+    async fn a_request_given_to_another_payer_is_found() {
+        let found = found_after("UPDATE usage_records SET account_id = 'x' WHERE cost_nano_usd = 20").await;
+        assert_eq!(found, [(DifferenceKind::Cost, Some(20), Some(20))]);
+    }
+
+    #[tokio::test]
+    async fn a_deleted_entry_is_found_in_every_sum() {
+        let found = found_after("DELETE FROM ledger_entries WHERE amount_nano_usd = -20").await;
+        assert_eq!(
+            found,
+            [
+                (DifferenceKind::Balance, Some(4_999_999_880), Some(4_999_999_900)),
+                (DifferenceKind::Spent, Some(120), Some(100)),
+                (DifferenceKind::EntryMissing, Some(20), None),
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_deleted_request_is_found() {
+        let found = found_after("DELETE FROM usage_records WHERE cost_nano_usd = 20").await;
+        assert_eq!(found, [(DifferenceKind::UsageMissing, None, Some(20))]);
+    }
+
+    #[tokio::test]
+    async fn deleted_owners_are_found() {
+        let found = found_after("DELETE FROM api_keys; DELETE FROM accounts").await;
+        assert_eq!(
+            found,
+            [
+                (DifferenceKind::AccountMissing, None, Some(4_999_999_880)),
+                (DifferenceKind::KeyMissing, None, Some(120)),
+            ]
+        );
+    }
+}

@@ -1,0 +1,70 @@
+//! Why the store could not do what it was asked.
+
+use std::path::PathBuf;
+
+use sqlx::migrate::MigrateError;
+use thiserror::Error;
+
+/// Why the store could not do what it was asked. The messages are for the operator; no key or digest stands in them.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The operator's mistake: the store's address is not one that this build can open.
+    #[error("cannot open the store {url:?}: {why}")]
+    Address {
+        /// As it was given.
+        url: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The file, or the folder that it is to be in, cannot be made or used.
+    #[error("cannot create or use {}: {source}", path.display())]
+    Create {
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is there but is no database, cannot be read, or the like.
+    #[error("cannot open the store {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The database's reason.
+        source: sqlx::Error,
+    },
+    /// The file was last written by a version of this program that knows of tables that this one does not.
+    #[error("the store {} was written by a newer tollgate; use that version, or restore a backup", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The tables could not be brought to this version.
+    #[error("cannot bring the store {} to this version: {source}", path.display())]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// The database's reason.
+        source: MigrateError,
+    },
+    /// The caller's mistake: there is no such account.
+    #[error("there is no account {0:?}; `tollgate account list` shows them")]
+    UnknownAccount(String),
+    /// The caller's mistake: there is no such key.
+    #[error("there is no key {0:?}; `tollgate key list` shows them")]
+    UnknownKey(String),
+    /// The caller's mistake: the balance would leave what can be held exactly.
+    #[error("the balance would pass the largest amount that can be kept")]
+    AmountTooLarge,
+    /// A row holds what this program never writes.
+    #[error("the store is damaged: {what} of {id:?} cannot be read")]
+    Damaged {
+        /// The column.
+        what: &'static str,
+        /// The row.
+        id: String,
+    },
+    /// The database failed or did not answer in time. The same call may succeed later; it had no effect, unless the
+    /// connection was lost while it committed.
+    #[error("the store failed: {0}")]
+    Database(#[from] sqlx::Error),
+}

@@ -1,0 +1,280 @@
+//! Settling: finished requests become usage rows and ledger entries, each at most once.
+
+use std::collections::BTreeMap;
+
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::change::Counter;
+use super::key::saturating_i64;
+use super::{Store, StoreError};
+use crate::relay::meter::{NanoUsd, UsageRecord};
+
+/// The most that one request is charged: a million dollars. A cost above it is a provider's nonsense, and would leave
+/// sums that no longer fit.
+const COST_MAX: NanoUsd = NanoUsd(1_000_000_000_000_000);
+/// The most tokens of a class that one request is recorded with, for the same reason.
+const TOKENS_MAX: u64 = 1 << 40;
+
+/// A request as the ledger has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// The request.
+    pub request_id: Uuid,
+    /// Whether this call entered it; otherwise an earlier one had.
+    pub fresh: bool,
+    /// Who paid.
+    pub account_id: Box<str>,
+    /// The account's balance after the whole call.
+    pub balance: NanoUsd,
+    /// The ledger entry up to which `balance` counts.
+    pub balance_seq: i64,
+    /// The key.
+    pub key_id: Box<str>,
+    /// What the key has spent after the whole call.
+    pub spent: NanoUsd,
+    /// The ledger entry up to which `spent` counts.
+    pub spent_seq: i64,
+}
+
+impl Store {
+    /// Enters finished requests in one transaction: a usage row, a ledger entry of minus its cost, the account's balance
+    /// and the key's spending. A request that was entered before is left as it is, so a call may be repeated.
+    ///
+    /// It fails only when the database does, and then nothing was entered: a request whose account or key is not there
+    /// is entered nevertheless (with sums of 0 in the answer), for the audit to name.
+    pub async fn settle(&self, records: &[UsageRecord]) -> Result<Vec<Settled>, StoreError> {
+        let mut transaction = self.write().await?;
+        let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
+        let last = Counter::LedgerSeq.advance(&mut transaction, count).await?;
+        let (mut by_account, mut by_key) = (Sums::new(), Sums::new());
+        let mut fresh = Vec::with_capacity(records.len());
+        for (seq, record) in (last - count + 1..).zip(records) {
+            let is_fresh = insert_usage(&mut transaction, record).await?;
+            let charge = if is_fresh { Sum { amount: charged(record), seq } } else { Sum::default() };
+            if is_fresh {
+                insert_entry(&mut transaction, seq, record).await?;
+            }
+            by_account.entry(&record.account_id).or_default().add(charge);
+            by_key.entry(&record.key_id).or_default().add(charge);
+            fresh.push(is_fresh);
+        }
+        BALANCES.charge(&mut transaction, &mut by_account).await?;
+        SPENDINGS.charge(&mut transaction, &mut by_key).await?;
+        transaction.commit().await?;
+        let settled = |(record, fresh)| settled(record, fresh, &by_account, &by_key);
+        Ok(records.iter().zip(fresh).map(settled).collect())
+    }
+}
+
+fn settled(record: &UsageRecord, fresh: bool, by_account: &Sums<'_>, by_key: &Sums<'_>) -> Settled {
+    let balance = by_account.get(&*record.account_id).copied().unwrap_or_default();
+    let spent = by_key.get(&*record.key_id).copied().unwrap_or_default();
+    Settled {
+        request_id: record.request_id,
+        fresh,
+        account_id: record.account_id.clone(),
+        balance: balance.amount,
+        balance_seq: balance.seq,
+        key_id: record.key_id.clone(),
+        spent: spent.amount,
+        spent_seq: spent.seq,
+    }
+}
+
+/// By account or key.
+type Sums<'a> = BTreeMap<&'a str, Sum>;
+
+/// An amount, and the last ledger entry that it includes; 0 where it includes none.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    amount: NanoUsd,
+    seq: i64,
+}
+
+impl Sum {
+    fn add(&mut self, other: Sum) {
+        self.amount = NanoUsd(self.amount.0.saturating_add(other.amount.0));
+        self.seq = self.seq.max(other.seq);
+    }
+}
+
+/// Sums that are kept beside the ledger, in one column of one table.
+struct Kept {
+    read: &'static str,
+    write: &'static str,
+    charge: fn(i64, i64) -> i64,
+}
+
+const BALANCES: Kept = Kept {
+    read: "SELECT balance_nano_usd, balance_seq FROM accounts WHERE id = $1",
+    write: "UPDATE accounts SET balance_nano_usd = $1, balance_seq = $2 WHERE id = $3",
+    charge: i64::saturating_sub,
+};
+
+const SPENDINGS: Kept = Kept {
+    read: "SELECT spent_nano_usd, spent_seq FROM api_keys WHERE id = $1",
+    write: "UPDATE api_keys SET spent_nano_usd = $1, spent_seq = $2 WHERE id = $3",
+    charge: i64::saturating_add,
+};
+
+impl Kept {
+    /// Charges each and leaves the new sum in the charge's place. Nobody can have moved a sum between its reading and
+    /// its writing: the transaction holds the ledger's counter.
+    async fn charge(&self, connection: &mut SqliteConnection, charges: &mut Sums<'_>) -> Result<(), StoreError> {
+        for (id, charge) in charges {
+            let kept: Option<(i64, i64)> = sqlx::query_as(self.read).bind(*id).fetch_optional(&mut *connection).await?;
+            let Some((amount, seq)) = kept else {
+                *charge = Sum::default();
+                continue;
+            };
+            if charge.seq == 0 {
+                *charge = Sum { amount: NanoUsd(amount), seq };
+                continue;
+            }
+            charge.amount = NanoUsd((self.charge)(amount, charge.amount.0));
+            sqlx::query(self.write).bind(charge.amount.0).bind(charge.seq).bind(*id).execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the row is new.
+async fn insert_usage(connection: &mut SqliteConnection, record: &UsageRecord) -> Result<bool, StoreError> {
+    let tokens = |count: u64| saturating_i64(count.min(TOKENS_MAX));
+    let usage = &record.usage;
+    let inserted = sqlx::query(
+        "INSERT INTO usage_records (request_id, account_id, key_id, model, provider, status, input_tokens, \
+         cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, \
+         cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
+         ON CONFLICT (request_id) DO NOTHING",
+    )
+    .bind(record.request_id.to_string())
+    .bind(&*record.account_id)
+    .bind(&*record.key_id)
+    .bind(&*record.model)
+    .bind(&*record.provider)
+    .bind(i64::from(record.status))
+    .bind(tokens(usage.input))
+    .bind(tokens(usage.cache_read))
+    .bind(tokens(usage.cache_write_5m))
+    .bind(tokens(usage.cache_write_1h))
+    .bind(tokens(usage.output))
+    .bind(tokens(usage.reasoning))
+    .bind(charged(record).0)
+    .bind(record.estimated)
+    .bind(record.interrupted)
+    .bind(record.started_at_ms)
+    .bind(record.first_token_ms)
+    .bind(record.total_ms)
+    .execute(connection)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+async fn insert_entry(connection: &mut SqliteConnection, seq: i64, record: &UsageRecord) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO ledger_entries (seq, account_id, key_id, kind, amount_nano_usd, request_id, created_at_ms) \
+         VALUES ($1, $2, $3, 'usage', $4, $5, $6)",
+    )
+    .bind(seq)
+    .bind(&*record.account_id)
+    .bind(&*record.key_id)
+    .bind(-charged(record).0)
+    .bind(record.request_id.to_string())
+    .bind(record.started_at_ms.saturating_add(record.total_ms))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn charged(record: &UsageRecord) -> NanoUsd {
+    record.cost.clamp(NanoUsd(0), COST_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, record};
+    use super::*;
+    use crate::relay::meter::Usage;
+
+    #[tokio::test]
+    async fn a_request_is_entered_once_however_often_it_is_settled() {
+        let fixture = Fixture::with_credit("5").await;
+        let (first, second) = (record(&fixture, 100), record(&fixture, 20));
+        let settled = fixture.store.settle(&[first.clone(), second.clone(), first.clone()]).await.unwrap();
+        assert_eq!(settled.iter().map(|one| one.fresh).collect::<Vec<_>>(), [true, true, false]);
+        let again = fixture.store.settle(&[second, first]).await.unwrap();
+        for one in settled.iter().chain(&again) {
+            assert_eq!((one.balance, one.balance_seq), (NanoUsd(4_999_999_880), 3));
+            assert_eq!((one.spent, one.spent_seq), (NanoUsd(120), 3));
+        }
+        assert!(again.iter().all(|one| !one.fresh));
+        assert_eq!(fixture.account().await.balance, NanoUsd(4_999_999_880));
+        assert_eq!(fixture.store.audit().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn an_empty_call_changes_nothing() {
+        let fixture = Fixture::with_credit("5").await;
+        let before = fixture.store.balances_since(0).await.unwrap();
+        assert_eq!(fixture.store.settle(&[]).await.unwrap(), []);
+        assert_eq!(fixture.store.balances_since(0).await.unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_request_without_cost_has_its_entry() {
+        let fixture = Fixture::with_credit("5").await;
+        assert!(fixture.store.settle(&[record(&fixture, 0)]).await.unwrap()[0].fresh);
+        assert_eq!(fixture.store.audit().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn nonsense_of_a_provider_stays_exact() {
+        let fixture = Fixture::with_credit("5").await;
+        let mut records: Vec<_> = (0..20).map(|_| record(&fixture, i64::MAX)).collect();
+        for record in &mut records {
+            record.usage = Usage { input: u64::MAX, output: u64::MAX, ..Usage::default() };
+        }
+        fixture.store.settle(&records).await.unwrap();
+        assert_eq!(fixture.account().await.balance, NanoUsd(5_000_000_000 - 20 * COST_MAX.0));
+        assert_eq!(fixture.store.audit().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_request_of_an_unknown_account_is_entered_for_the_audit_to_name() {
+        let fixture = Fixture::with_credit("5").await;
+        let mut lost = record(&fixture, 7);
+        lost.account_id = "acct_lost".into();
+        let settled = fixture.store.settle(&[lost, record(&fixture, 3)]).await.unwrap();
+        assert_eq!((settled[0].fresh, settled[0].balance, settled[0].balance_seq), (true, NanoUsd(0), 0));
+        assert_eq!(settled[1].balance, NanoUsd(4_999_999_997));
+        let named: Vec<_> = fixture.store.audit().await.unwrap().into_iter().map(|found| found.id).collect();
+        assert_eq!(named, ["acct_lost"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn two_handles_on_one_file_lose_nothing() {
+        let fixture = Fixture::with_credit("5").await;
+        let other = Store::open(&fixture.url).await.unwrap();
+        let mut writers = Vec::new();
+        for (handle, cost) in [(fixture.store.clone(), 1), (other.clone(), 2), (fixture.store.clone(), 3)] {
+            let records: Vec<_> = (0..60).map(|_| record(&fixture, cost)).collect();
+            writers.push(tokio::spawn(async move {
+                for pair in records.chunks(2) {
+                    handle.settle(pair).await.unwrap();
+                }
+            }));
+        }
+        for _ in 0..20 {
+            other.credit(&fixture.account_id, NanoUsd(10), None, 0).await.unwrap();
+            fixture.store.changes_since(0).await.unwrap();
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        assert_eq!(fixture.account().await.balance, NanoUsd(5_000_000_000 + 20 * 10 - 60 * (1 + 2 + 3)));
+        assert_eq!(other.audit().await.unwrap(), []);
+    }
+}

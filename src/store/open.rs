@@ -1,0 +1,180 @@
+//! Finds, creates and migrates the store's file.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
+
+use super::StoreError;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
+
+/// How long a writer waits for another, in this process or the next.
+const BUSY_SECONDS_MAX: u64 = 10;
+/// How long a caller waits for a connection. Longer than a writer waits, so that the clearer error comes first.
+const ACQUIRE_SECONDS_MAX: u64 = 15;
+/// SQLite has one writer; the others read beside it.
+const CONNECTIONS_MAX: u32 = 4;
+
+/// A pool of connections to the store at `url`, migrated.
+pub(super) async fn open(url: &str) -> Result<SqlitePool, StoreError> {
+    let path = path_of(url)?;
+    let folder = create(&path)?;
+    let _opening = lock(folder).await?;
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Wal)
+        // Every commit reaches the disk: what the ledger has confirmed is deleted from the spool, which must not forget
+        // more than the ledger knows, power cuts included. Settling is batched, so this costs one sync a batch.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(BUSY_SECONDS_MAX));
+    migrate(&path, &options).await?;
+    SqlitePoolOptions::new()
+        .max_connections(CONNECTIONS_MAX)
+        .acquire_timeout(Duration::from_secs(ACQUIRE_SECONDS_MAX))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .connect_with(options)
+        .await
+        .map_err(|source| StoreError::Open { path, source })
+}
+
+fn path_of(url: &str) -> Result<PathBuf, StoreError> {
+    let refused = |why| Err(StoreError::Address { url: url.to_owned(), why });
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return refused("this version keeps its store in SQLite only; use sqlite://PATH");
+    }
+    match url.strip_prefix("sqlite://") {
+        None => refused("the address has the form sqlite://PATH"),
+        Some("") => refused("a path has to follow sqlite://"),
+        Some(path) if path.contains('?') || path.starts_with(':') => {
+            refused("a plain path has to follow sqlite://, without options")
+        }
+        Some(path) => Ok(PathBuf::from(path)),
+    }
+}
+
+/// Creates file and folders where there are none, closed to everyone but their owner: digests, names and bills are in
+/// them. SQLite gives its journal files the mode of the database. Answers with the file's folder.
+fn create(path: &Path) -> Result<PathBuf, StoreError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(refused(folder))?;
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(refused(path)(error)),
+        _ => Ok(folder.to_owned()),
+    }
+}
+
+/// Waits until nobody else opens a store in that folder. SQLite turns a new file's WAL on without waiting for others, so
+/// of two programs that first meet there one would fail. The lock is the folder's, because closing another handle of
+/// the database would give up the locks that SQLite holds on it.
+async fn lock(folder: PathBuf) -> Result<File, StoreError> {
+    let locking = tokio::task::spawn_blocking(move || {
+        let file = File::open(&folder).map_err(refused(&folder))?;
+        file.lock().map_err(refused(&folder))?;
+        Ok(file)
+    });
+    locking.await.map_err(|error| StoreError::Database(sqlx::Error::Io(error.into())))?
+}
+
+fn refused(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    |source| StoreError::Create { path, source }
+}
+
+/// Brings the tables to this version inside one transaction, so that a store is never between two versions.
+async fn migrate(path: &Path, options: &SqliteConnectOptions) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let mut connection = SqliteConnection::connect_with(options).await.map_err(failed)?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    MIGRATIONS.run_direct(None, &mut *transaction, false).await.map_err(|source| match source {
+        MigrateError::VersionMissing(_) => StoreError::Newer { path: path.to_owned() },
+        source => StoreError::Migrate { path: path.to_owned(), source },
+    })?;
+    transaction.commit().await.map_err(failed)?;
+    connection.close().await.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn reads_relative_and_absolute_addresses() {
+        assert_eq!(path_of("sqlite://data/a.db").unwrap(), Path::new("data/a.db"));
+        assert_eq!(path_of("sqlite:///var/a b.db").unwrap(), Path::new("/var/a b.db"));
+    }
+
+    #[test]
+    fn refuses_other_addresses_with_a_mend() {
+        for url in ["", "data/a.db", "sqlite:a.db", "sqlite://", "sqlite://:memory:", "sqlite://a.db?mode=rw"] {
+            assert!(path_of(url).unwrap_err().to_string().contains("sqlite://"), "{url}");
+        }
+        assert!(path_of("postgres://h/d").unwrap_err().to_string().contains("SQLite only"));
+    }
+
+    #[tokio::test]
+    async fn creates_what_is_missing_for_its_owner_only_and_opens_it_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/tollgate.db");
+        let url = format!("sqlite://{}", path.display());
+        let store = Store::open(&url).await.unwrap();
+        store.ping().await.unwrap();
+        for (path, mode) in [("a", 0o700), ("a/b", 0o700), ("a/b/tollgate.db", 0o600), ("a/b/tollgate.db-wal", 0o600)] {
+            let found = folder.path().join(path).metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "{path}");
+        }
+        store.close().await;
+        Store::open(&url).await.unwrap().ping().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes.txt");
+        std::fs::write(&path, "this is a text of more than sixteen characters, and no database").unwrap();
+        let error = Store::open(&format!("sqlite://{}", path.display())).await.unwrap_err().to_string();
+        assert!(error.contains("notes.txt") && error.contains("not a database"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_store_of_a_newer_version_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/tollgate.db", folder.path().display());
+        let store = Store::open(&url).await.unwrap();
+        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', CURRENT_TIMESTAMP, TRUE, x'00', 0)")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        let error = Store::open(&url).await.unwrap_err().to_string();
+        assert!(error.contains("newer tollgate"), "{error}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_may_open_a_new_store_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..10 {
+            let url = format!("sqlite://{}/{round}/tollgate.db", folder.path().display());
+            let opening: Vec<_> = (0..8)
+                .map(|_| {
+                    let url = url.clone();
+                    tokio::spawn(async move { Store::open(&url).await?.ping().await })
+                })
+                .collect();
+            for opened in opening {
+                opened.await.unwrap().unwrap();
+            }
+        }
+    }
+}

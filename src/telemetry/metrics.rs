@@ -1,0 +1,194 @@
+//! The series of `/metrics`.
+
+use prometheus::{
+    Counter, CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::relay::meter::UsageRecord;
+use crate::relay::refusal::Cause;
+
+/// Every series of the relay. Labels are names of the configuration, statuses and codes; nothing that a client chooses.
+pub struct Metrics {
+    registry: Registry,
+    /// `tollgate_requests_total{model,provider,status}`
+    pub requests: IntCounterVec,
+    /// `tollgate_request_seconds`
+    pub request_seconds: Histogram,
+    /// `tollgate_first_token_seconds`
+    pub first_token_seconds: Histogram,
+    /// `tollgate_overhead_seconds`: from the body's last byte to the upstream being asked.
+    pub overhead_seconds: Histogram,
+    /// `tollgate_tokens_total{model,class}`
+    pub tokens: IntCounterVec,
+    /// `tollgate_cost_usd_total{model}`
+    pub cost_usd: CounterVec,
+    /// `tollgate_refusals_total{code}`
+    pub refusals: IntCounterVec,
+    /// `tollgate_streams_active`
+    pub streams_active: IntGauge,
+    /// `tollgate_upstream_attempts_total{provider,outcome}`
+    pub upstream_attempts: IntCounterVec,
+    /// `tollgate_upstream_healthy{provider}`: whether the last attempt got an answer.
+    pub upstream_healthy: IntGaugeVec,
+    /// `tollgate_key_cache_total{outcome}`
+    pub key_cache: IntCounterVec,
+    /// `tollgate_spool_events`
+    pub spool_events: IntGauge,
+    /// `tollgate_spool_oldest_seconds`
+    pub spool_oldest_seconds: IntGauge,
+    /// `tollgate_sink_delivered_total{sink,outcome}`
+    pub sink_delivered: IntCounterVec,
+    /// `tollgate_ledger_drift_nano_usd`: what the last audit found.
+    pub ledger_drift: IntGauge,
+    /// `tollgate_config_reloads_total{outcome}`
+    pub config_reloads: IntCounterVec,
+    /// `tollgate_access_lines_dropped_total`
+    pub access_lines_dropped: IntCounter,
+}
+
+/// What is counted elsewhere and read at each scrape. All are totals since the start but for the spool's.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Observed {
+    /// Look-ups that the cache answered.
+    pub key_cache_hits: u64,
+    /// Look-ups of keys that the cache knew not to exist.
+    pub key_cache_unknown_hits: u64,
+    /// Look-ups that went to the store.
+    pub key_cache_misses: u64,
+    /// Records that the ledger took.
+    pub delivered: u64,
+    /// Deliveries that failed and will be repeated.
+    pub delivery_failures: u64,
+    /// Records that wait for the ledger.
+    pub spool_events: u64,
+    /// How long the oldest of them has waited.
+    pub spool_oldest_seconds: u64,
+    /// Lines of the access log that found no place.
+    pub access_lines_dropped: u64,
+}
+
+/// From the relay's own share to a long reasoning answer.
+const SECONDS_BUCKETS: &[f64] =
+    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const OVERHEAD_BUCKETS: &[f64] = &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0];
+
+impl Metrics {
+    /// Registers every series.
+    ///
+    /// # Errors
+    /// A series is registered twice or misnamed.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let r = &registry;
+        let metrics = Self {
+            requests: counters(r, "requests_total", "Requests, by what answered.", &["model", "provider", "status"])?,
+            request_seconds: histogram(r, "request_seconds", "From arrival to the last byte.", SECONDS_BUCKETS)?,
+            first_token_seconds: histogram(
+                r,
+                "first_token_seconds",
+                "From arrival to the first token.",
+                SECONDS_BUCKETS,
+            )?,
+            overhead_seconds: histogram(r, "overhead_seconds", "The relay's own share.", OVERHEAD_BUCKETS)?,
+            tokens: counters(r, "tokens_total", "Tokens, by class.", &["model", "class"])?,
+            cost_usd: register(
+                r,
+                CounterVec::new(Opts::new("tollgate_cost_usd_total", "What was billed."), &["model"])?,
+            )?,
+            refusals: counters(r, "refusals_total", "Refused and failed requests, by error code.", &["code"])?,
+            streams_active: gauge(r, "streams_active", "Streamed answers under way.")?,
+            upstream_attempts: counters(r, "upstream_attempts_total", "Tries at providers.", &["provider", "outcome"])?,
+            upstream_healthy: register(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("tollgate_upstream_healthy", "Whether the last try got an answer."),
+                    &["provider"],
+                )?,
+            )?,
+            key_cache: counters(r, "key_cache_total", "Key look-ups, by who answered.", &["outcome"])?,
+            spool_events: gauge(r, "spool_events", "Records that wait for the ledger.")?,
+            spool_oldest_seconds: gauge(r, "spool_oldest_seconds", "How long the oldest of them has waited.")?,
+            sink_delivered: counters(r, "sink_delivered_total", "Deliveries of records.", &["sink", "outcome"])?,
+            ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
+            config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
+            access_lines_dropped: register(
+                r,
+                IntCounter::new("tollgate_access_lines_dropped_total", "Lines of the access log that found no place.")?,
+            )?,
+            registry: registry.clone(),
+        };
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// Counts a refusal or failure by its cause.
+    pub fn refused(&self, cause: Cause) {
+        self.refusals.with_label_values(&[cause.code()]).inc();
+    }
+
+    /// Counts what a finished request used.
+    #[expect(clippy::float_arithmetic, reason = "a series is a float; the ledger has the money")]
+    pub fn settled(&self, record: &UsageRecord) {
+        let usage = &record.usage;
+        for (class, tokens) in [
+            ("input", usage.input),
+            ("cache_read", usage.cache_read),
+            ("cache_write_5m", usage.cache_write_5m),
+            ("cache_write_1h", usage.cache_write_1h),
+            ("output", usage.output),
+        ] {
+            if tokens > 0 {
+                self.tokens.with_label_values(&[&*record.model, class]).inc_by(tokens);
+            }
+        }
+        let cost: &Counter = &self.cost_usd.with_label_values(&[&record.model]);
+        cost.inc_by(record.cost.0 as f64 / 1e9);
+    }
+
+    /// The page for Prometheus.
+    ///
+    /// # Errors
+    /// The encoder failed.
+    pub fn render(&self, observed: &Observed) -> Result<Vec<u8>, prometheus::Error> {
+        self.take_over(observed);
+        let mut page = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut page)?;
+        Ok(page)
+    }
+
+    fn take_over(&self, observed: &Observed) {
+        raise(&self.key_cache.with_label_values(&["hit"]), observed.key_cache_hits);
+        raise(&self.key_cache.with_label_values(&["unknown_hit"]), observed.key_cache_unknown_hits);
+        raise(&self.key_cache.with_label_values(&["miss"]), observed.key_cache_misses);
+        raise(&self.sink_delivered.with_label_values(&["ledger", "ok"]), observed.delivered);
+        raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
+        raise(&self.access_lines_dropped, observed.access_lines_dropped);
+        self.spool_events.set(i64::try_from(observed.spool_events).unwrap_or(i64::MAX));
+        self.spool_oldest_seconds.set(i64::try_from(observed.spool_oldest_seconds).unwrap_or(i64::MAX));
+    }
+}
+
+/// Brings a counter up to a total that is kept elsewhere.
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, series: C) -> prometheus::Result<C> {
+    registry.register(Box::new(series.clone()))?;
+    Ok(series)
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    register(registry, IntCounterVec::new(Opts::new(format!("tollgate_{name}"), help), labels)?)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    register(registry, IntGauge::new(format!("tollgate_{name}"), help)?)
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    let options = HistogramOpts::new(format!("tollgate_{name}"), help).buckets(buckets.to_vec());
+    register(registry, Histogram::with_opts(options)?)
+}
