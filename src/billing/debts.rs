@@ -34,11 +34,6 @@ impl Debts {
             spending.settled(record.cost, settled.spent, settled.spent_seq);
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.accounts.0.is_empty() && self.keys.0.is_empty()
-    }
 }
 
 /// Things by id, each with the number of records that it waits for. Being held here, an account's purse stays the one that new
@@ -69,5 +64,23 @@ impl<T> Waiting<T> {
             return Some(Arc::clone(thing));
         }
         self.0.remove(id).map(|(thing, _)| thing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thing_is_held_for_as_long_as_it_waits() {
+        let mut waiting = Waiting::default();
+        let thing = Arc::new(5);
+        waiting.add("a", &thing);
+        waiting.add("a", &thing);
+        assert_eq!((Arc::strong_count(&thing), waiting.0.len()), (2, 1));
+        assert_eq!(waiting.take("a").as_deref(), Some(&5));
+        assert_eq!(waiting.take("a").as_deref(), Some(&5));
+        assert_eq!(waiting.take("a"), None);
+        assert_eq!((Arc::strong_count(&thing), waiting.0.len()), (1, 0));
     }
 }

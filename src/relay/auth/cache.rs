@@ -45,13 +45,11 @@ pub struct KeyEntry {
 }
 
 impl KeyEntry {
-    pub(super) fn new(record: KeyRecord, account: Arc<Purse>) -> Self {
-        Self {
-            limiter: Arc::default(),
-            account,
-            spending: Arc::new(Spending::new(record.spent, record.spent_seq)),
-            record: ArcSwap::from_pointee(record),
-        }
+    /// An entry with an account and a spending that may be older than the record is.
+    pub(super) fn new(record: KeyRecord, account: Arc<Purse>, spending: Arc<Spending>) -> Self {
+        account.refresh(record.balance, record.balance_seq);
+        spending.refresh(record.spent, record.spent_seq);
+        Self { limiter: Arc::default(), account, spending, record: ArcSwap::from_pointee(record) }
     }
 
     /// The record as it stands. Its amounts are as of the look-up: the purses know better.
@@ -341,6 +339,22 @@ mod tests {
         let again = find(&cache, Some(KeyRecord { plan: "pro".into(), ..record() })).unwrap();
         assert!(Arc::ptr_eq(&entry, &again));
         assert_eq!(&*entry.record().plan, "pro");
+    }
+
+    #[test]
+    fn costs_on_their_way_to_the_ledger_outlive_the_entry() {
+        let cache = KeyCache::default();
+        let entry = find(&cache, Some(record())).unwrap();
+        let (account, spending) = (Arc::clone(&entry.account), Arc::clone(&entry.spending));
+        account.charge(NanoUsd(10));
+        spending.charge(NanoUsd(10));
+        drop(entry);
+        block_on(cache.found.invalidate(&record().digest));
+        block_on(cache.found.run_pending_tasks());
+        let again = find(&cache, Some(KeyRecord { spent: NanoUsd(5), spent_seq: 3, ..record() })).unwrap();
+        assert!(Arc::ptr_eq(&account, &again.account));
+        assert_eq!(again.account.available(), NanoUsd(999_999_990));
+        assert_eq!(again.spending.spent(), NanoUsd(15));
     }
 
     #[test]

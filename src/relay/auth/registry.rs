@@ -1,7 +1,8 @@
-//! Which keys and accounts are alive in this process, so that one of each exists and news reach it.
+//! Which keys, spendings and accounts are alive in this process, so that one of each exists and news reach it.
 //!
 //! The cache may drop a key that still has requests running; when the key is loaded again it must be the same one, or its
-//! windows and what it owes would begin anew. So keys and accounts are remembered weakly for as long as anyone holds them.
+//! windows would begin anew. Costs that are on their way to the ledger hold purse and spending longer still. So all of them
+//! are remembered weakly, for as long as anyone holds them.
 //!
 //! News (a changed key, a balance) may arrive while the key that they are about is being loaded. What was loaded may then be
 //! older than the news, so news are kept for as long as a load that they may concern is running.
@@ -11,7 +12,7 @@ use std::sync::{Arc, Weak};
 
 use super::cache::KeyEntry;
 use super::{KeyDigest, KeyRecord};
-use crate::relay::admit::Purse;
+use crate::relay::admit::{Purse, Spending};
 use crate::relay::meter::NanoUsd;
 
 /// So many names of the dead may be there before they are looked for.
@@ -31,6 +32,8 @@ pub struct Amount {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     keys: Living<KeyEntry>,
+    /// By key.
+    spending: Living<Spending>,
     accounts: Living<Purse>,
     loading: HashMap<KeyDigest, Load>,
     /// Amounts heard of while something is being loaded; at most one for each account and key that there is.
@@ -110,8 +113,8 @@ impl Registry {
 
     /// What a key has spent changed.
     pub(super) fn hear_of_spending(&mut self, heard: &Amount) {
-        if let Some(entry) = self.keys.find(&heard.id) {
-            entry.spending.refresh(heard.amount, heard.seq);
+        if let Some(spending) = self.spending.find(&heard.id) {
+            spending.refresh(heard.amount, heard.seq);
         }
         if !self.loading.is_empty() {
             self.spending_heard.insert(heard.id.clone(), heard.clone());
@@ -125,19 +128,10 @@ impl Registry {
     }
 
     fn bring_to_life(&mut self, record: KeyRecord) -> Arc<KeyEntry> {
-        let account = match self.accounts.find(&record.account_id) {
-            Some(account) => {
-                account.refresh(record.balance, record.balance_seq);
-                account
-            }
-            None => {
-                let account = Arc::new(Purse::new(record.balance, record.balance_seq));
-                self.accounts.remember(record.account_id.clone(), &account);
-                account
-            }
-        };
+        let account = self.accounts.find_or(&record.account_id, || Purse::new(record.balance, record.balance_seq));
+        let spending = self.spending.find_or(&record.key_id, || Spending::new(record.spent, record.spent_seq));
         let key_id = record.key_id.clone();
-        let entry = Arc::new(KeyEntry::new(record, account));
+        let entry = Arc::new(KeyEntry::new(record, account, spending));
         self.keys.remember(key_id, &entry);
         entry
     }
@@ -160,6 +154,15 @@ impl<T> Default for Living<T> {
 impl<T> Living<T> {
     fn find(&self, id: &str) -> Option<Arc<T>> {
         self.by_id.get(id)?.upgrade()
+    }
+
+    /// The living one, or a new one.
+    fn find_or(&mut self, id: &str, new: impl FnOnce() -> T) -> Arc<T> {
+        self.find(id).unwrap_or_else(|| {
+            let thing = Arc::new(new());
+            self.remember(id.into(), &thing);
+            thing
+        })
     }
 
     /// Forgets the dead whenever they may be half of all, so the cost of looking for them is spread evenly.
