@@ -49,7 +49,7 @@ fn case(folder: &Path) -> Case {
     let meta = read_json(&folder.join("meta.json"));
     let file = meta["response_file"].as_str().unwrap();
     let streamed = Path::new(file).extension().is_some_and(|extension| extension == "sse");
-    let headers = meta["response_headers"].as_object().unwrap().iter();
+    let headers = meta["response_headers"].as_object().into_iter().flatten();
     let mut headers: Vec<(String, String)> = headers
         .filter(|(name, _)| {
             !["content-length", "transfer-encoding", "content-encoding", "connection"]

@@ -5,12 +5,12 @@
 use serde_json::json;
 
 /// What readiness is made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Readiness {
     /// The store answered when it was last asked.
     pub store_reachable: bool,
-    /// The last reload of the configuration was taken.
-    pub config_valid: bool,
+    /// Why the last reload of the configuration was refused, a line each; empty when it was taken.
+    pub config_mistakes: Vec<String>,
     /// Records can be taken.
     pub billing_open: bool,
     /// The process has been told to end.
@@ -38,12 +38,14 @@ pub fn answer(path: &str, readiness: &Readiness) -> Option<Reply> {
 /// 503 takes a process out of a load balancer. A refused reload does not: the old configuration serves, and the document
 /// says so.
 fn ready(readiness: &Readiness) -> Reply {
-    let Readiness { store_reachable, config_valid, billing_open, draining } = *readiness;
+    let Readiness { store_reachable, ref config_mistakes, billing_open, draining } = *readiness;
+    let config_valid = config_mistakes.is_empty();
     let takes_traffic = store_reachable && billing_open && !draining;
     let body = json!({
         "status": if !takes_traffic { "not ready" } else if config_valid { "ok" } else { "degraded" },
         "store": if store_reachable { "ok" } else { "unreachable" },
-        "config": if config_valid { "ok" } else { "the last reload was refused; see the log" },
+        "config": if config_valid { "ok" } else { "the last reload was refused" },
+        "config_mistakes": config_mistakes,
         "billing": if billing_open { "ok" } else { "closed" },
         "draining": draining,
     });
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
 
     const WELL: Readiness =
-        Readiness { store_reachable: true, config_valid: true, billing_open: true, draining: false };
+        Readiness { store_reachable: true, config_mistakes: Vec::new(), billing_open: true, draining: false };
 
     #[test]
     fn a_process_that_drains_or_cannot_bill_gets_no_traffic() {
@@ -68,9 +70,10 @@ mod tests {
 
     #[test]
     fn a_refused_reload_is_told_and_takes_nothing_away() {
-        let reply = answer("/readyz", &Readiness { config_valid: false, ..WELL }).unwrap();
+        let config_mistakes = vec!["tollgate.toml:3: unknown key".to_owned()];
+        let reply = answer("/readyz", &Readiness { config_mistakes, ..WELL }).unwrap();
         assert_eq!(reply.status, 200);
-        assert!(reply.body.contains("refused"));
+        assert!(reply.body.contains("refused") && reply.body.contains("tollgate.toml:3"));
         assert_eq!(answer("/elsewhere", &WELL), None);
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Version};
 use percent_encoding::percent_decode_str;
 use pingora_proxy::Session;
 
@@ -39,17 +39,17 @@ pub(super) async fn receive(
     let path = session.req_header().uri.path().to_owned();
     match Route::of(&path) {
         Some(Route::ChatCompletions) => {
-            expect_method(session, &Method::POST)?;
+            expect_method(session, "POST")?;
             exchange.step = Step::Authenticated(authenticate(shared, session, exchange).await?);
             chat(shared, session, exchange).await
         }
         Some(Route::Models) => {
-            expect_method(session, &Method::GET)?;
+            expect_method(session, "GET")?;
             exchange.step = Step::Authenticated(authenticate(shared, session, exchange).await?);
             answer::models(session, exchange).await
         }
         Some(Route::Model(id)) => {
-            expect_method(session, &Method::GET)?;
+            expect_method(session, "GET")?;
             exchange.step = Step::Authenticated(authenticate(shared, session, exchange).await?);
             // Some SDKs escape the slashes of an id, some do not.
             let id = percent_decode_str(id).decode_utf8_lossy();
@@ -79,12 +79,13 @@ impl<'a> Route<'a> {
     }
 }
 
-fn expect_method(session: &Session, expected: &Method) -> Result<(), Refusal> {
+fn expect_method(session: &Session, expected: &'static str) -> Result<(), Refusal> {
     let method = &session.req_header().method;
     if method == expected {
         return Ok(());
     }
-    Err(Refusal::new(Cause::MethodNotAllowed, format!("Not allowed to {method} here; use {expected}.")))
+    let message = format!("Not allowed to {method} here; use {expected}.");
+    Err(Refusal { allow: Some(expected), ..Refusal::new(Cause::MethodNotAllowed, message) })
 }
 
 /// Refuses heads that two parsers could read in two ways.

@@ -1,7 +1,7 @@
 //! What the relay answers by itself: refusals, and the models.
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, DATE};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
 use pingora_proxy::Session;
@@ -140,6 +140,9 @@ fn head(
     if let Some(after_ms) = refusal.and_then(|refusal| refusal.retry_after_ms) {
         header.insert_header("retry-after", after_ms.div_ceil(1000).to_string())?;
         header.insert_header("retry-after-ms", after_ms.to_string())?;
+    }
+    if let Some(allowed) = refusal.and_then(|refusal| refusal.allow) {
+        header.insert_header(ALLOW, allowed)?;
     }
     exchange.status = status;
     Ok(Box::new(header))

@@ -179,9 +179,8 @@ pub(super) fn replace(session: &mut Session, clock: Clock) -> Arc<Tape> {
         substitute: Mutex::new(None),
         real: Mutex::new(None),
     });
-    let nothing = Box::new(ServerSession::Custom(Box::new(())));
-    let real = std::mem::replace(&mut session.downstream_session, nothing);
-    let replay = Replay { real: Some(real), tape: Arc::clone(&tape), watch: None };
+    let real = std::mem::replace(&mut session.downstream_session, nothing());
+    let replay = Replay { real, tape: Arc::clone(&tape), watch: None };
     *session.downstream_session = ServerSession::Custom(Box::new(replay));
     tape
 }
@@ -192,7 +191,7 @@ pub(super) fn restore(session: &mut Session, tape: &Tape) {
         return;
     }
     // Dropping the Replay puts the real session on the tape.
-    *session.downstream_session = ServerSession::Custom(Box::new(()));
+    session.downstream_session = nothing();
     if let Some(real) = tape.real.lock().unwrap_or_else(PoisonError::into_inner).take() {
         session.downstream_session = real;
     }
@@ -200,8 +199,7 @@ pub(super) fn restore(session: &mut Session, tape: &Tape) {
 
 /// The session that stands in for the real one while upstreams are tried.
 struct Replay {
-    /// `None` only while it is dropped.
-    real: Option<Box<ServerSession>>,
+    real: Box<ServerSession>,
     tape: Arc<Tape>,
     /// Armed once and moved when it rings early: arming a timer for each piece of an answer would cost more than the rest.
     watch: Option<Pin<Box<Sleep>>>,
@@ -209,20 +207,14 @@ struct Replay {
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        *self.tape.real.lock().unwrap_or_else(PoisonError::into_inner) = self.real.take();
+        let real = std::mem::replace(&mut self.real, nothing());
+        *self.tape.real.lock().unwrap_or_else(PoisonError::into_inner) = Some(real);
     }
 }
 
-impl Replay {
-    #[expect(clippy::expect_used, reason = "only Drop takes it")]
-    fn real(&self) -> &ServerSession {
-        self.real.as_ref().expect("the real session is there until the drop")
-    }
-
-    #[expect(clippy::expect_used, reason = "only Drop takes it")]
-    fn real_mut(&mut self) -> &mut ServerSession {
-        self.real.as_mut().expect("the real session is there until the drop")
-    }
+/// A session that holds a place.
+fn nothing() -> Box<ServerSession> {
+    Box::new(ServerSession::Custom(Box::new(())))
 }
 
 /// Ends when the upstream is overdue.
@@ -263,9 +255,6 @@ impl CustomSession for Replay {
     /// Polled for as long as the upstream is at work: ends when the client leaves or the upstream is overdue.
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
         let Self { real, tape, watch } = self;
-        let Some(real) = real.as_mut() else {
-            return Error::e_explain(ErrorType::InternalError, "the session is gone");
-        };
         tokio::select! {
             left = real.read_body_or_idle(true) => left,
             () = overdue(watch, tape) => Error::e_explain(UPSTREAM_OVERDUE, "the upstream took too long"),
@@ -281,32 +270,32 @@ impl CustomSession for Replay {
     }
 
     fn req_header(&self) -> &RequestHeader {
-        self.real().req_header()
+        self.real.req_header()
     }
 
     fn req_header_mut(&mut self) -> &mut RequestHeader {
-        self.real_mut().req_header_mut()
+        self.real.req_header_mut()
     }
 
     async fn write_response_header(&mut self, header: Box<ResponseHeader>, _end: bool) -> Result<()> {
-        self.real_mut().write_response_header(header).await
+        self.real.write_response_header(header).await
     }
 
     async fn write_response_header_ref(&mut self, header: &ResponseHeader, _end: bool) -> Result<()> {
-        self.real_mut().write_response_header_ref(header).await
+        self.real.write_response_header_ref(header).await
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        self.real_mut().write_response_body(data, end).await
+        self.real.write_response_body(data, end).await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.real_mut().write_response_trailers(trailers).await
+        self.real.write_response_trailers(trailers).await
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         if !self.tape.holding.load(Ordering::Relaxed) {
-            return self.real_mut().response_duplex_vec(tasks).await;
+            return self.real.response_duplex_vec(tasks).await;
         }
         let mut end = false;
         for task in tasks {
@@ -324,75 +313,75 @@ impl CustomSession for Replay {
                 .map_err(Error::into_up);
         };
         let tasks = vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)];
-        self.real_mut().response_duplex_vec(tasks).await
+        self.real.response_duplex_vec(tasks).await
     }
 
     fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_read_timeout(timeout);
+        self.real.set_read_timeout(timeout);
     }
 
     fn get_read_timeout(&self) -> Option<Duration> {
-        self.real().get_read_timeout()
+        self.real.get_read_timeout()
     }
 
     fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_write_timeout(timeout);
+        self.real.set_write_timeout(timeout);
     }
 
     fn get_write_timeout(&self) -> Option<Duration> {
-        self.real().get_write_timeout()
+        self.real.get_write_timeout()
     }
 
     fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_total_drain_timeout(timeout);
+        self.real.set_total_drain_timeout(timeout);
     }
 
     fn get_total_drain_timeout(&self) -> Option<Duration> {
-        self.real().get_total_drain_timeout()
+        self.real.get_total_drain_timeout()
     }
 
     fn request_summary(&self) -> String {
-        self.real().request_summary()
+        self.real.request_summary()
     }
 
     fn response_written(&self) -> Option<&ResponseHeader> {
-        self.real().response_written()
+        self.real.response_written()
     }
 
     async fn shutdown(&mut self, _code: u32, _context: &str) {
-        self.real_mut().shutdown().await;
+        self.real.shutdown().await;
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.real_mut().finish_body().await
+        self.real.finish_body().await
     }
 
     fn body_bytes_sent(&self) -> usize {
-        self.real().body_bytes_sent()
+        self.real.body_bytes_sent()
     }
 
     fn body_bytes_read(&self) -> usize {
-        self.real().body_bytes_read()
+        self.real.body_bytes_read()
     }
 
     fn digest(&self) -> Option<&Digest> {
-        self.real().digest()
+        self.real.digest()
     }
 
     fn digest_mut(&mut self) -> Option<&mut Digest> {
-        self.real_mut().digest_mut()
+        self.real.digest_mut()
     }
 
     fn client_addr(&self) -> Option<&SocketAddr> {
-        self.real().client_addr()
+        self.real.client_addr()
     }
 
     fn server_addr(&self) -> Option<&SocketAddr> {
-        self.real().server_addr()
+        self.real.server_addr()
     }
 
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        self.real().to_h1_raw()
+        self.real.to_h1_raw()
     }
 
     async fn finish_custom(&mut self) -> Result<()> {

@@ -47,6 +47,7 @@ impl ProxyHttp for Relay {
 
     async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
         session.set_keepalive(Some(KEEP_ALIVE_SECONDS));
+        session.set_pipelining_enabled(true);
         Ok(())
     }
 
@@ -159,7 +160,7 @@ impl ProxyHttp for Relay {
                     "broken"
                 },
             );
-            again = stale || (!overdue && advance(dispatch));
+            again = stale || advance(dispatch);
             if !stale {
                 dispatch.failure = upstream::explain(&error, provider_of(dispatch)).map(ProviderError::Provider);
             }
@@ -236,7 +237,7 @@ impl ProxyHttp for Relay {
             body::restore(session, &tape);
         }
         let began = session.response_written().is_some_and(|head| !head.status.is_informational());
-        let Some(told) = told(error, exchange) else {
+        let Some(told) = told(error, exchange, began) else {
             return FailToProxy { error_code: exchange.status, can_reuse_downstream: false };
         };
         let cause = answer::cause_of(&told);
@@ -329,7 +330,7 @@ impl Relay {
         if ended.outcome != Outcome::Truncated || !answering.is_stream {
             return all;
         }
-        let refusal = Refusal::new(Cause::UpstreamTruncated, "The provider's answer broke off before its end.");
+        let refusal = truncated();
         self.shared.metrics.refused(refusal.cause);
         joined(all, &error_event(&refusal))
     }
@@ -388,15 +389,22 @@ fn keep_time(dispatch: &Dispatch, now_us: u64, arrived_us: u64) {
 }
 
 /// What the client is told; `None` where it has left.
-fn told(error: &Error, exchange: &mut Exchange) -> Option<ProviderError> {
+fn told(error: &Error, exchange: &mut Exchange, began: bool) -> Option<ProviderError> {
     let Some(dispatch) = exchange.dispatch_mut() else {
         return upstream::explain(error, "").map(ProviderError::Provider);
     };
     if error.esource() == &ErrorSource::Downstream && error.etype() != &UPSTREAM_OVERDUE {
         return None;
     }
+    if began && error.etype() != &UPSTREAM_OVERDUE {
+        return Some(ProviderError::Provider(truncated()));
+    }
     let provider = provider_of(dispatch).to_owned();
     dispatch.failure.take().or_else(|| upstream::explain(error, &provider).map(ProviderError::Provider))
+}
+
+fn truncated() -> Refusal {
+    Refusal::new(Cause::UpstreamTruncated, "The provider's answer broke off before its end.")
 }
 
 /// The relay asked for no encoding, and cannot read one.

@@ -3,7 +3,7 @@
 //! Pingora runs its services on runtimes of its own and drops whatever is left on them at the end. What must outlive them
 //! (billing, the key cache's watch over the store) runs on a runtime of ours: requests first, then the ledger, then the log.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -45,6 +45,8 @@ const GRACE_SECONDS: u64 = 300;
 const LAST_DROPS_MAX: Duration = Duration::from_secs(5);
 /// How often a shutdown looks whether the last request has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long Pingora may take to open its listeners.
+const LISTENING_WITHIN: Duration = Duration::from_secs(10);
 /// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
 const AUDIT_EVERY: Duration = Duration::from_secs(600);
 /// HTTP/2 connections without a stream are closed after this.
@@ -116,6 +118,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     ];
 
     let pingora_ended = run_pingora(&shared, &snapshot.listen)?;
+    wait_until_listening(&snapshot.listen);
     started();
     wait_for_the_end(&shared, &pingora_ended);
 
@@ -185,17 +188,38 @@ fn drift(differences: &[Difference]) -> i64 {
 
 /// Pingora panics where it cannot listen, in a task where nobody hears it. So the addresses are tried first.
 fn try_listening(listen: &config::Listen) -> Result<(), ServeError> {
-    let addresses = [
+    for (name, address) in addresses(listen) {
+        TcpListener::bind(address).map_err(|error| ServeError::Listen { name, address, error })?;
+    }
+    Ok(())
+}
+
+fn addresses(listen: &config::Listen) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+    [
         ("listen.http", listen.http),
         ("listen.https", listen.https.as_ref().map(|https| https.address)),
         ("listen.admin", listen.admin),
         ("listen.metrics", listen.metrics),
-    ];
-    for (name, address) in addresses {
-        let Some(address) = address else { continue };
-        TcpListener::bind(address).map_err(|error| ServeError::Listen { name, address, error })?;
+    ]
+    .into_iter()
+    .filter_map(|(name, address)| Some((name, address?)))
+}
+
+/// Pingora opens its listeners in its own time; nobody is to be told of them before.
+fn wait_until_listening(listen: &config::Listen) {
+    let patience = Instant::now() + LISTENING_WITHIN;
+    for (name, mut address) in addresses(listen) {
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        while TcpStream::connect_timeout(&address, LOOK_EVERY).is_err() {
+            if Instant::now() > patience {
+                tracing::error!(%name, %address, "the listener did not open");
+                return;
+            }
+            std::thread::park_timeout(LOOK_EVERY);
+        }
     }
-    Ok(())
 }
 
 /// Starts Pingora on a thread of its own; the channel tells when it has ended.
@@ -295,8 +319,7 @@ fn wait_for_the_end(shared: &Shared, pingora_ended: &Receiver<()>) {
     }
     let patience = Instant::now() + LAST_DROPS_MAX;
     while shared.requests_in_flight.count() > 0 && Instant::now() < patience {
-        let _ = pingora_ended.recv_timeout(LOOK_EVERY);
-        std::thread::yield_now();
+        std::thread::park_timeout(LOOK_EVERY);
     }
 }
 

@@ -135,7 +135,9 @@ fn status_of(exchange: &Exchange) -> u16 {
 fn count(exchange: &Exchange, model: &str, provider: &str, status: u16, first_token_us: Option<u64>) {
     let metrics = &exchange.shared.metrics;
     metrics.requests.with_label_values(&[model, provider, &status.to_string()]).inc();
-    metrics.request_seconds.observe(exchange.elapsed_us() as f64 / 1e6);
+    if !provider.is_empty() {
+        metrics.request_seconds.observe(exchange.elapsed_us() as f64 / 1e6);
+    }
     if let Some(first) = first_token_us {
         metrics.first_token_seconds.observe(first.saturating_sub(exchange.arrival.at_us) as f64 / 1e6);
     }

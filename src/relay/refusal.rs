@@ -13,6 +13,8 @@ pub struct Refusal {
     pub param: Option<Box<str>>,
     /// When to try again, where that is known. Milliseconds.
     pub retry_after_ms: Option<u64>,
+    /// The method that the path does have, where the request's is not it.
+    pub allow: Option<&'static str>,
 }
 
 macro_rules! causes {
@@ -95,7 +97,7 @@ causes! {
 impl Refusal {
     /// A refusal with a message and nothing else.
     pub fn new(cause: Cause, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { cause, message: message.into(), param: None, retry_after_ms: None }
+        Self { cause, message: message.into(), param: None, retry_after_ms: None, allow: None }
     }
 
     /// Names the parameter at fault.

@@ -13,7 +13,7 @@ pub struct Metrics {
     registry: Registry,
     /// `tollgate_requests_total{model,provider,status}`
     pub requests: IntCounterVec,
-    /// `tollgate_request_seconds`
+    /// `tollgate_request_seconds`: of requests that went to a provider.
     pub request_seconds: Histogram,
     /// `tollgate_first_token_seconds`
     pub first_token_seconds: Histogram,
@@ -83,7 +83,7 @@ impl Metrics {
         let r = &registry;
         let metrics = Self {
             requests: counters(r, "requests_total", "Requests, by what answered.", &["model", "provider", "status"])?,
-            request_seconds: histogram(r, "request_seconds", "From arrival to the last byte.", SECONDS_BUCKETS)?,
+            request_seconds: histogram(r, "request_seconds", "Relayed requests, from arrival to the last byte.", SECONDS_BUCKETS)?,
             first_token_seconds: histogram(
                 r,
                 "first_token_seconds",

@@ -1,3 +1,5 @@
+//! The worker, against a ledger that fails as it is told to.
+
 use std::collections::HashMap;
 
 use tokio::sync::oneshot;

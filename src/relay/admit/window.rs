@@ -58,8 +58,10 @@ impl RequestWindow {
     fn until_one_more_ms(&self, limit: u64, now_us: u64) -> u64 {
         let last_to_leave = self.held().saturating_sub(limit.max(1));
         let admitted_us = usize::try_from(last_to_leave).ok().and_then(|at| self.admitted_us.get(at));
-        admitted_us
-            .map_or(WINDOW_US / 1000, |admitted_us| (admitted_us + WINDOW_US + 1).saturating_sub(now_us).div_ceil(1000))
+        // The microsecond past the 60 seconds is not told: whoever waits begins to after this moment.
+        admitted_us.map_or(WINDOW_US / 1000, |admitted_us| {
+            (admitted_us + WINDOW_US).saturating_sub(now_us).div_ceil(1000).max(1)
+        })
     }
 
     fn expire(&mut self, now_us: u64) {
@@ -200,7 +202,7 @@ mod tests {
         assert_eq!(window.view(1, admitted_us), Window { limit: 1, remaining: 1, reset_ms: 0 });
         assert_eq!(window.check(1, admitted_us), Ok(()));
         window.take(admitted_us);
-        assert_eq!(window.check(1, admitted_us), Err(60_001), "60 seconds and a microsecond, rounded up");
+        assert_eq!(window.check(1, admitted_us), Err(60_000));
         assert_eq!(window.check(1, admitted_us + WINDOW_US), Err(1));
         assert_eq!(window.check(1, admitted_us + WINDOW_US + 1), Ok(()));
     }
@@ -295,9 +297,9 @@ mod tests {
                     }
                     Err(retry_after_ms) => {
                         prop_assert!(held >= limit, "refused though {held} < {limit}");
-                        // Said to the millisecond: not free a millisecond earlier, free at that time.
+                        // Said to the millisecond: not free a millisecond earlier, free right after that time.
                         let held_at = |at_us: u64| admitted.iter().filter(|at| at_us - **at <= WINDOW_US).count() as u64;
-                        prop_assert!(held_at(now_us + retry_after_ms * 1000) < limit);
+                        prop_assert!(held_at(now_us + retry_after_ms * 1000 + 1) < limit);
                         prop_assert!(held_at(now_us + (retry_after_ms - 1) * 1000) >= limit);
                     }
                 }

@@ -41,7 +41,7 @@ pub fn error_event(refusal: &Refusal) -> Bytes {
 pub fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> ProviderError {
     let report = Report::read(&body[..body.len().min(BODY_BYTES_MAX)]);
     let provider = |cause, message: Cow<'static, str>| {
-        ProviderError::Provider(Refusal { cause, message, param: None, retry_after_ms })
+        ProviderError::Provider(Refusal { retry_after_ms, ..Refusal::new(cause, message) })
     };
     match status {
         _ if report.is_moderation() => report.request_fault(Cause::InvalidValue, Some("content_filter")),
