@@ -162,14 +162,13 @@ impl<'a> Cursor<'a> {
 
     /// Takes a value of any kind, and tells where it stands, from its first byte to behind its last.
     pub fn span(&mut self) -> Result<Range<usize>, Fault> {
-        match self.kind()? {
-            Kind::Object | Kind::Array => self.skip_nested(),
-            _ => {
-                let start = self.at;
-                self.scalar()?;
-                Ok(start..self.at)
-            }
+        let kind = self.kind()?;
+        if matches!(kind, Kind::Object | Kind::Array) {
+            return self.skip_nested();
         }
+        let start = self.at;
+        self.scalar(kind)?;
+        Ok(start..self.at)
     }
 
     /// Takes a value of any kind.
@@ -202,6 +201,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Steps to the next member or item; `false` when the closing bracket was taken instead.
+    #[inline]
     fn separator(&mut self, begun: &mut bool, close: u8, expected: &'static str) -> Result<bool, Fault> {
         let token = self.token()?;
         if token == close {
@@ -245,7 +245,8 @@ impl<'a> Cursor<'a> {
                     continue;
                 }
             } else {
-                self.scalar()?;
+                let kind = self.kind()?;
+                self.scalar(kind)?;
             }
             // Behind a value: as many brackets close as may, then a comma.
             loop {
@@ -287,8 +288,8 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes a string, a number or a literal.
-    fn scalar(&mut self) -> Result<(), Fault> {
-        match self.kind()? {
+    fn scalar(&mut self, kind: Kind) -> Result<(), Fault> {
+        match kind {
             Kind::String => self.string().map(drop),
             Kind::Number => self.number(),
             Kind::True => self.literal(b"true"),
@@ -352,6 +353,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     fn white_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.at += 1;
@@ -359,11 +361,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// Passes white space, and shows the byte behind it.
+    #[inline]
     fn token(&mut self) -> Result<u8, Fault> {
         self.white_space();
         self.peek().ok_or_else(|| self.ended())
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
