@@ -1,9 +1,9 @@
 //! The strict walk over a JSON text that is whole.
 
-use std::fmt;
 use std::ops::Range;
 
 use super::DEPTH_MAX;
+use super::fault::{Expected, Fault, What};
 use super::text::{RawStr, plain_bytes};
 
 /// Walks JSON text and lends what it finds. After an error the cursor is of no more use.
@@ -13,36 +13,6 @@ pub struct Cursor<'a> {
     at: usize,
     /// How many objects and arrays are open around `at`.
     depth: usize,
-}
-
-/// Where a text stops being JSON, and why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
-    /// Bytes from the beginning of the text.
-    pub at: usize,
-    /// What is wrong there.
-    pub what: What,
-}
-
-/// What can be wrong with a JSON text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
-    /// The text ended inside a value.
-    Ended,
-    /// Something else was expected here.
-    Unexpected(&'static str),
-    /// Nested deeper than [`DEPTH_MAX`].
-    TooDeep,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.what {
-            What::Ended => write!(out, "the text ends inside a value, at byte {}", self.at),
-            What::Unexpected(expected) => write!(out, "expected {expected} at byte {}", self.at),
-            What::TooDeep => write!(out, "nested deeper than {DEPTH_MAX} levels at byte {}", self.at),
-        }
-    }
 }
 
 /// What a value is, told from its first byte.
@@ -97,27 +67,27 @@ impl<'a> Cursor<'a> {
             b't' => Ok(Kind::True),
             b'f' => Ok(Kind::False),
             b'n' => Ok(Kind::Null),
-            _ => Err(self.unexpected("a value")),
+            _ => Err(self.unexpected(Expected::Value)),
         }
     }
 
     /// Enters an object.
     pub fn object(&mut self) -> Result<Members, Fault> {
-        self.open(b'{', "an object")?;
+        self.open(b'{', Expected::Object)?;
         Ok(Members { begun: false })
     }
 
     /// The key of the next member, with the cursor before its value, which must then be taken; `None` behind the object.
     pub fn next_member(&mut self, members: &mut Members) -> Result<Option<RawStr<'a>>, Fault> {
-        if !self.separator(&mut members.begun, b'}', "a comma or the object's end")? {
+        if !self.separator(&mut members.begun, b'}', Expected::ObjectEnd)? {
             return Ok(None);
         }
         if self.token()? != b'"' {
-            return Err(self.unexpected("a key"));
+            return Err(self.unexpected(Expected::Key));
         }
         let key = self.string()?;
         if self.token()? != b':' {
-            return Err(self.unexpected("a colon"));
+            return Err(self.unexpected(Expected::Colon));
         }
         self.at += 1;
         self.white_space();
@@ -126,19 +96,19 @@ impl<'a> Cursor<'a> {
 
     /// Enters an array.
     pub fn array(&mut self) -> Result<Items, Fault> {
-        self.open(b'[', "an array")?;
+        self.open(b'[', Expected::Array)?;
         Ok(Items { begun: false })
     }
 
     /// Whether there is a next item; if so the cursor is before it, and it must then be taken. Else behind the array.
     pub fn next_item(&mut self, items: &mut Items) -> Result<bool, Fault> {
-        self.separator(&mut items.begun, b']', "a comma or the array's end")
+        self.separator(&mut items.begun, b']', Expected::ArrayEnd)
     }
 
     /// Takes a string.
     pub fn string(&mut self) -> Result<RawStr<'a>, Fault> {
         if self.token()? != b'"' {
-            return Err(self.unexpected("a string"));
+            return Err(self.unexpected(Expected::String));
         }
         let bytes = self.bytes;
         let start = self.at + 1;
@@ -152,7 +122,7 @@ impl<'a> Cursor<'a> {
                     escaped = true;
                     at += self.escape(at)?;
                 }
-                Some(_) => return Err(Fault { at, what: What::Unexpected("no control character in a string") }),
+                Some(_) => return Err(Fault { at, what: What::Unexpected(Expected::NoControl) }),
                 None => return Err(Fault { at, what: What::Ended }),
             }
         }
@@ -162,14 +132,13 @@ impl<'a> Cursor<'a> {
 
     /// Takes a value of any kind, and tells where it stands, from its first byte to behind its last.
     pub fn span(&mut self) -> Result<Range<usize>, Fault> {
-        match self.kind()? {
-            Kind::Object | Kind::Array => self.skip_nested(),
-            _ => {
-                let start = self.at;
-                self.scalar()?;
-                Ok(start..self.at)
-            }
+        let kind = self.kind()?;
+        if matches!(kind, Kind::Object | Kind::Array) {
+            return self.skip_nested();
         }
+        let start = self.at;
+        self.scalar(kind)?;
+        Ok(start..self.at)
     }
 
     /// Takes a value of any kind.
@@ -186,10 +155,10 @@ impl<'a> Cursor<'a> {
     /// Checks that nothing but white space is left.
     pub fn end(&mut self) -> Result<(), Fault> {
         self.white_space();
-        if self.at == self.bytes.len() { Ok(()) } else { Err(self.unexpected("the end of the text")) }
+        if self.at == self.bytes.len() { Ok(()) } else { Err(self.unexpected(Expected::End)) }
     }
 
-    fn open(&mut self, bracket: u8, expected: &'static str) -> Result<(), Fault> {
+    fn open(&mut self, bracket: u8, expected: Expected) -> Result<(), Fault> {
         if self.token()? != bracket {
             return Err(self.unexpected(expected));
         }
@@ -202,7 +171,8 @@ impl<'a> Cursor<'a> {
     }
 
     /// Steps to the next member or item; `false` when the closing bracket was taken instead.
-    fn separator(&mut self, begun: &mut bool, close: u8, expected: &'static str) -> Result<bool, Fault> {
+    #[inline]
+    fn separator(&mut self, begun: &mut bool, close: u8, expected: Expected) -> Result<bool, Fault> {
         let token = self.token()?;
         if token == close {
             self.at += 1;
@@ -245,7 +215,8 @@ impl<'a> Cursor<'a> {
                     continue;
                 }
             } else {
-                self.scalar()?;
+                let kind = self.kind()?;
+                self.scalar(kind)?;
             }
             // Behind a value: as many brackets close as may, then a comma.
             loop {
@@ -264,8 +235,8 @@ impl<'a> Cursor<'a> {
                         self.nested_key(object)?;
                         break;
                     }
-                    (_, true) => return Err(self.unexpected("a comma or the object's end")),
-                    (_, false) => return Err(self.unexpected("a comma or the array's end")),
+                    (_, true) => return Err(self.unexpected(Expected::ObjectEnd)),
+                    (_, false) => return Err(self.unexpected(Expected::ArrayEnd)),
                 }
             }
         }
@@ -275,11 +246,11 @@ impl<'a> Cursor<'a> {
     fn nested_key(&mut self, object: bool) -> Result<(), Fault> {
         if object {
             if self.token()? != b'"' {
-                return Err(self.unexpected("a key"));
+                return Err(self.unexpected(Expected::Key));
             }
             self.string()?;
             if self.token()? != b':' {
-                return Err(self.unexpected("a colon"));
+                return Err(self.unexpected(Expected::Colon));
             }
             self.at += 1;
         }
@@ -287,20 +258,20 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes a string, a number or a literal.
-    fn scalar(&mut self) -> Result<(), Fault> {
-        match self.kind()? {
+    fn scalar(&mut self, kind: Kind) -> Result<(), Fault> {
+        match kind {
             Kind::String => self.string().map(drop),
             Kind::Number => self.number(),
             Kind::True => self.literal(b"true"),
             Kind::False => self.literal(b"false"),
             Kind::Null => self.literal(b"null"),
-            Kind::Object | Kind::Array => Err(self.unexpected("a string, a number or a literal")),
+            Kind::Object | Kind::Array => Err(self.unexpected(Expected::Value)),
         }
     }
 
     fn literal(&mut self, text: &'static [u8]) -> Result<(), Fault> {
         if !self.bytes[self.at..].starts_with(text) {
-            return Err(self.unexpected("true, false or null"));
+            return Err(self.unexpected(Expected::Literal));
         }
         self.at += text.len();
         Ok(())
@@ -332,7 +303,7 @@ impl<'a> Cursor<'a> {
     fn digits(&mut self) -> Result<(), Fault> {
         let count = self.bytes[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         if count == 0 {
-            return Err(if self.at == self.bytes.len() { self.ended() } else { self.unexpected("a digit") });
+            return Err(if self.at == self.bytes.len() { self.ended() } else { self.unexpected(Expected::Digit) });
         }
         self.at += count;
         Ok(())
@@ -344,14 +315,15 @@ impl<'a> Cursor<'a> {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(2),
             Some(b'u') => match self.bytes.get(at + 2..at + 6) {
                 Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => Ok(6),
-                Some(_) => Err(Fault { at, what: What::Unexpected("four hexadecimal digits behind \\u") }),
+                Some(_) => Err(Fault { at, what: What::Unexpected(Expected::Hexadecimal) }),
                 None => Err(Fault { at: self.bytes.len(), what: What::Ended }),
             },
-            Some(_) => Err(Fault { at, what: What::Unexpected("an escape that JSON knows") }),
+            Some(_) => Err(Fault { at, what: What::Unexpected(Expected::Escape) }),
             None => Err(Fault { at: self.bytes.len(), what: What::Ended }),
         }
     }
 
+    #[inline]
     fn white_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.at += 1;
@@ -359,11 +331,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// Passes white space, and shows the byte behind it.
+    #[inline]
     fn token(&mut self) -> Result<u8, Fault> {
         self.white_space();
         self.peek().ok_or_else(|| self.ended())
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
@@ -372,7 +346,7 @@ impl<'a> Cursor<'a> {
         Fault { at: self.at, what: What::Ended }
     }
 
-    fn unexpected(&self, expected: &'static str) -> Fault {
+    fn unexpected(&self, expected: Expected) -> Fault {
         Fault { at: self.at, what: What::Unexpected(expected) }
     }
 }

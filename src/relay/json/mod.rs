@@ -8,10 +8,12 @@
 //! and numbers as anything but their text.
 
 mod cursor;
+mod fault;
 mod follower;
 mod text;
 
-pub use cursor::{Cursor, Fault, Items, Kind, Members, What};
+pub use cursor::{Cursor, Items, Kind, Members};
+pub use fault::{Expected, Fault, What};
 pub use follower::{CAPTURE_BYTES_MAX, Follower, Interest, Watch};
 pub use text::{RawStr, write_string};
 

@@ -31,6 +31,7 @@ impl<'a> RawStr<'a> {
 }
 
 /// How many bytes of a string's inside come before the first quote, backslash or control character.
+#[inline]
 pub(super) fn plain_bytes(bytes: &[u8]) -> usize {
     let mut at = 0;
     // Most strings are a few bytes: words of eight find their end exactly.

@@ -77,7 +77,11 @@ impl Progress {
             let key = key.decode();
             if &*key == b"usage" {
                 chunk.only_usage = cursor.kind()? == Kind::Object;
-                self.marks.report.overwrite(&Report::read(&mut cursor)?);
+                if chunk.only_usage {
+                    self.marks.report.overwrite(&Report::read(&mut cursor)?);
+                } else {
+                    cursor.skip()?;
+                }
                 cutter.cut(before..cursor.at());
                 continue;
             }
