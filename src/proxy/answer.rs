@@ -11,7 +11,7 @@ use super::admission::{Received, may_use, model_not_found};
 use super::body::{self, Substitute};
 use super::exchange::{Caller, Exchange};
 use crate::relay::admit::Window;
-use crate::relay::dialect::openai::ProviderError;
+use crate::relay::dialect::ProviderError;
 use crate::relay::meter::{NanoUsd, Rates};
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::Model;

@@ -16,8 +16,8 @@ use crate::billing::RecordSlot;
 use crate::config::Snapshot;
 use crate::relay::admit::{Permit, WindowView};
 use crate::relay::auth::{KeyEntry, KeyRecord};
-use crate::relay::dialect::openai::{ChatRequest, ProviderError};
-use crate::relay::dialect::{Answer, Outcome};
+use crate::relay::dialect::openai::ChatRequest;
+use crate::relay::dialect::{Answer, Outcome, ProviderError};
 use crate::relay::refusal::Refusal;
 use crate::relay::route::{Model, Target};
 

@@ -18,8 +18,8 @@ use super::exchange::{Answering, Dispatch, Exchange, Refused, Step};
 use super::listeners::HadRequest;
 use super::upstream::{self, TRIES_MAX};
 use super::{Shared, answer, clock};
-use crate::relay::dialect::Outcome;
-use crate::relay::dialect::openai::{JsonReader, ProviderError, StreamReader, error_event, map_error};
+use crate::relay::dialect::openai::{JsonReader, StreamReader};
+use crate::relay::dialect::{Outcome, ProviderError, error_event, map_error};
 use crate::relay::refusal::{Cause, Refusal};
 
 /// How long a connection may wait for its next request.
@@ -339,10 +339,7 @@ impl Relay {
         let Some(dispatch) = exchange.dispatch_mut() else { return Ok(()) };
         let Some(refused) = dispatch.refused.take() else { return Ok(()) };
         let error = map_error(refused.status, refused.body(), refused.retry_after_ms);
-        let told = match self.refused(dispatch, refused.status, error) {
-            Ok(told) => told,
-            Err(retry) => return Err(retry),
-        };
+        let told = self.refused(dispatch, refused.status, error)?;
         let tape = Arc::clone(&dispatch.tape);
         self.shared.metrics.refused(answer::cause_of(&told));
         tape.substitute(answer::substitute(exchange, &told)?);

@@ -288,14 +288,9 @@ impl ShutdownSignalWatch for Signals {
 
 /// Returns when Pingora has ended, or the last request after the signal has.
 fn wait_for_the_end(shared: &Shared, pingora_ended: &Receiver<()>) {
-    loop {
-        match pingora_ended.recv_timeout(LOOK_EVERY) {
-            Err(RecvTimeoutError::Timeout) => {
-                if shared.draining.load(Ordering::Acquire) && shared.requests_in_flight.count() == 0 {
-                    return;
-                }
-            }
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+    while let Err(RecvTimeoutError::Timeout) = pingora_ended.recv_timeout(LOOK_EVERY) {
+        if shared.draining.load(Ordering::Acquire) && shared.requests_in_flight.count() == 0 {
+            return;
         }
     }
     let patience = Instant::now() + LAST_DROPS_MAX;

@@ -13,7 +13,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use super::Shared;
 use super::body::UPSTREAM_OVERDUE;
 use super::exchange::Dispatch;
-use crate::relay::dialect::openai::ProviderError;
+use crate::relay::dialect::ProviderError;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Endpoint, Provider};
 
@@ -129,7 +129,7 @@ pub(super) fn explain(error: &Error, provider: &str) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::dialect::openai::map_error;
+    use crate::relay::dialect::map_error;
 
     #[test]
     fn only_what_another_may_answer_is_tried_again() {
