@@ -116,7 +116,7 @@ impl Spool {
             bytes_max: place.bytes_max,
             state,
         };
-        spool.report().await?;
+        spool.measure().await?;
         Ok(spool)
     }
 
@@ -127,7 +127,8 @@ impl Spool {
             WHERE TRUE ON CONFLICT (request_id) DO NOTHING";
         let records = serde_json::to_string(records)?;
         sqlx::query(INSERT).bind(&self.writer).bind(records).execute(&self.pool).await?;
-        self.report().await
+        self.report().await;
+        Ok(())
     }
 
     /// The records that have waited the longest, at most `rows_max`; none where none wait.
@@ -160,7 +161,8 @@ impl Spool {
     pub(super) async fn remove(&self, ids: &[i64]) -> Result<(), SpoolError> {
         const DELETE: &str = "DELETE FROM records WHERE id IN (SELECT value FROM json_each($1))";
         sqlx::query(DELETE).bind(serde_json::to_string(ids)?).execute(&self.pool).await?;
-        self.report().await
+        self.report().await;
+        Ok(())
     }
 
     async fn put_aside(&self, ids: &[i64]) -> Result<(), SpoolError> {
@@ -176,9 +178,16 @@ impl Spool {
         self.pool.close().await;
     }
 
-    /// Tells how full the spool is. Ids are given out without gaps worth speaking of and removed from the oldest on, so the
-    /// distance of the last from the first is their number, without counting them.
-    async fn report(&self) -> Result<(), SpoolError> {
+    /// Tells how full the spool is. That it cannot be told is no failure of what was done before.
+    async fn report(&self) {
+        if let Err(error) = self.measure().await {
+            tracing::warn!(%error, "the spool cannot be measured");
+        }
+    }
+
+    /// Ids are given out without gaps worth speaking of and removed from the oldest on, so the distance of the last from the
+    /// first is their number, without counting them.
+    async fn measure(&self) -> Result<(), SpoolError> {
         const EXTENT: &str = "SELECT
             COALESCE((SELECT id FROM records ORDER BY id DESC LIMIT 1), -1),
             COALESCE((SELECT id FROM records ORDER BY id LIMIT 1), 0),

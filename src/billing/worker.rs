@@ -117,19 +117,18 @@ impl<L: Ledger> Desk<L> {
             }
             let (reported, unreported): (Vec<_>, Vec<_>) =
                 batch.drain(..).partition(|finished| finished.unreported.is_none());
-            for finished in [reported, count(unreported).await] {
-                finished.iter().for_each(|finished| observe(&finished.record));
-                self.spool_batch(&finished).await;
-                spooled.send_replace(());
-            }
+            self.spool_batch(&reported, &observe, &spooled).await;
+            // After the others: counting takes its time.
+            self.spool_batch(&count(unreported).await, &observe, &spooled).await;
         }
     }
 
     /// Makes charged records durable, however long it takes. While it takes, nobody is admitted.
-    async fn spool_batch(&self, batch: &[Finished]) {
+    async fn spool_batch(&self, batch: &[Finished], observe: &impl Fn(&UsageRecord), spooled: &watch::Sender<()>) {
         if batch.is_empty() {
             return;
         }
+        batch.iter().for_each(|finished| observe(&finished.record));
         // Before they can be settled.
         batch.iter().for_each(|finished| self.debts().charged(finished));
         let records: Vec<_> = batch.iter().map(|finished| &finished.record).collect();
@@ -141,6 +140,7 @@ impl<L: Ledger> Desk<L> {
             tokio::time::sleep(self.retry_after(failures)).await;
         }
         self.state.set_spool_failing(false);
+        spooled.send_replace(());
     }
 
     /// From the spool into the ledger, until `spooled` has ended and nothing is left, or what is left cannot be delivered.

@@ -96,3 +96,74 @@ impl Keyring {
 fn amounts(balances: Vec<Balance>) -> Vec<Amount> {
     balances.into_iter().map(|Balance { id, amount, seq }| Amount { id: id.into(), amount, seq }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::meter::NanoUsd;
+    use crate::store::{KeyTerms, NewKey};
+
+    struct Fixture {
+        keyring: Keyring,
+        store: Store,
+        account_id: String,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&format!("sqlite://{}/tollgate.db", folder.path().display())).await.unwrap();
+            let account_id = store.create_account("Ada", "free", 1).await.unwrap().id;
+            let keyring = Keyring::open(store.clone()).await.unwrap();
+            Self { keyring, store, account_id, _folder: folder }
+        }
+
+        async fn create_key(&self, key: &ApiKey) -> String {
+            let terms = KeyTerms::default();
+            let new = NewKey { account_id: self.account_id.clone(), name: "laptop".into(), terms };
+            self.store.create_key(&new, &key.digest(), 1).await.unwrap().id
+        }
+
+        async fn lookup(&self, key: &ApiKey) -> Option<Arc<KeyEntry>> {
+            self.keyring.lookup(key).await.unwrap()
+        }
+    }
+
+    fn key(number: u8) -> ApiKey {
+        ApiKey::from_entropy(&[number; ApiKey::ENTROPY_BYTES]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_changes_in_the_store_reaches_keys_in_use() {
+        let fixture = Fixture::new().await;
+        let began = fixture.keyring.began;
+        let key_id = fixture.create_key(&key(1)).await;
+        let entry = fixture.lookup(&key(1)).await.unwrap();
+        assert_eq!(entry.account.available(), NanoUsd(0));
+
+        fixture.store.credit(&fixture.account_id, NanoUsd(500), None, 2).await.unwrap();
+        let seen = fixture.keyring.take_over(began).await.unwrap();
+        assert_eq!(entry.account.available(), NanoUsd(500));
+        assert!(entry.record().is_good_at(2));
+
+        fixture.store.revoke_key(&key_id, 3).await.unwrap();
+        let seen = fixture.keyring.take_over(seen).await.unwrap();
+        assert!(!entry.record().is_good_at(3));
+        assert!(Arc::ptr_eq(&entry, &fixture.lookup(&key(1)).await.unwrap()), "the same entry, its windows with it");
+
+        fixture.store.set_plan(&fixture.account_id, "pro").await.unwrap();
+        fixture.keyring.take_over(seen).await.unwrap();
+        assert_eq!(&*entry.record().plan, "pro");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_unknown_is_found_once_it_is_created() {
+        let fixture = Fixture::new().await;
+        assert!(fixture.lookup(&key(1)).await.is_none());
+        fixture.create_key(&key(1)).await;
+        assert!(fixture.lookup(&key(1)).await.is_none(), "not asked for again before it is heard of");
+        fixture.keyring.take_over(fixture.keyring.began).await.unwrap();
+        assert!(fixture.lookup(&key(1)).await.is_some());
+    }
+}

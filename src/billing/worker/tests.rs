@@ -11,7 +11,9 @@ use crate::billing::recorder::{Recorder, Unreported};
 use crate::billing::spool::tests::{place, record};
 use crate::billing::{SpoolPlace, open};
 use crate::relay::admit::{Purse, Spending};
+use crate::relay::auth::KeyDigest;
 use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, Rates, SampledText};
+use crate::store::{KeyTerms, NewKey};
 
 const BALANCE: i64 = 1_000_000;
 
@@ -76,7 +78,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(mut worker: Worker<FakeLedger>) -> Self {
+    fn start<L: Ledger>(mut worker: Worker<L>) -> Self {
         worker.desk.retry_first = Duration::from_millis(1);
         let (shutdown, told) = oneshot::channel::<()>();
         let observed: Arc<Mutex<Vec<UsageRecord>>> = Arc::default();
@@ -273,4 +275,28 @@ async fn a_full_spool_gives_no_slots() {
     }
     running.stop().await;
     assert_eq!(ledger.total(), (200, 20_000));
+}
+
+#[tokio::test]
+async fn the_real_ledger_enters_each_record_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("sqlite://{}/tollgate.db", folder.path().display())).await.unwrap();
+    let account_id = store.create_account("Ada", "free", 1).await.unwrap().id;
+    store.credit(&account_id, NanoUsd(BALANCE), None, 1).await.unwrap();
+    let key = NewKey { account_id: account_id.clone(), name: "laptop".into(), terms: KeyTerms::default() };
+    let key_id = store.create_key(&key, &KeyDigest([7; 32]), 1).await.unwrap().id;
+    let (account, key) = (account_id.as_str(), key_id.as_str());
+    let of_key = |number| UsageRecord { account_id: account.into(), key_id: key.into(), ..record(number) };
+    let payer = Payer { account: Arc::new(Purse::new(NanoUsd(BALANCE), 1)), ..Payer::new() };
+    for _ in 0..2 {
+        let (recorder, worker) = open(&place(&folder), store.clone()).await.unwrap();
+        for number in 1..=300 {
+            recorder.reserve().unwrap().record(payer.finished(of_key(number), None));
+        }
+        Running::start(worker).stop().await;
+    }
+    assert_eq!(store.account(&account_id).await.unwrap().balance, NanoUsd(BALANCE - 30_000));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 30_000));
+    assert_eq!(payer.spending.spent(), NanoUsd(30_000));
+    assert_eq!(store.audit().await.unwrap(), []);
 }

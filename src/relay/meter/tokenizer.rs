@@ -167,7 +167,7 @@ mod tests {
     fn escapes_are_read_as_json_reads_them() {
         let json = r#""a\"b\\c\/d\b\f\n\r\té\u00e9\u4f60\ud83d\ude00z""#;
         let expected: String = serde_json::from_str(json).unwrap();
-        assert_eq!(unescape(json[1..json.len() - 1].as_bytes()), expected);
+        assert_eq!(unescape(&json.as_bytes()[1..json.len() - 1]), expected);
     }
 
     #[test]
