@@ -190,7 +190,7 @@ impl ProxyHttp for Relay {
         }
         let retry_after_ms = retry_after_ms(head);
         let error = map_error(status, b"", retry_after_ms);
-        if !upstream::body_decides(status) && upstream::another_may_answer(status, &error) {
+        if !upstream::body_decides(status) && has_next(dispatch) && upstream::another_may_answer(status, &error) {
             return self.refused(dispatch, status, error).map(drop);
         }
         // It is read first: a quota that is used up says the same as an hour that is busy, but for its words.
@@ -361,9 +361,14 @@ impl Relay {
     }
 }
 
+/// Whether another candidate may be asked.
+fn has_next(dispatch: &Dispatch) -> bool {
+    dispatch.current + 1 < dispatch.candidates.len() && dispatch.tries < TRIES_MAX
+}
+
 /// The next candidate's turn, if there is one and it is allowed.
 fn advance(dispatch: &mut Dispatch) -> bool {
-    let may = dispatch.current + 1 < dispatch.candidates.len() && dispatch.tries < TRIES_MAX;
+    let may = has_next(dispatch);
     if may {
         dispatch.current += 1;
     }

@@ -215,10 +215,10 @@ mod tests {
         }
         let now_us = 10 * SECOND_US;
         // Two are allowed, five are held: the fourth must leave.
-        assert_eq!(window.check(2, now_us), Err(53_001));
-        assert_eq!(window.view(2, now_us), Window { limit: 2, remaining: 0, reset_ms: 53_001 });
-        assert_eq!(window.view(9, now_us), Window { limit: 9, remaining: 4, reset_ms: 50_001 });
-        assert_eq!(window.check(0, now_us), Err(54_001), "a limit of none is still an answer");
+        assert_eq!(window.check(2, now_us), Err(53_000));
+        assert_eq!(window.view(2, now_us), Window { limit: 2, remaining: 0, reset_ms: 53_000 });
+        assert_eq!(window.view(9, now_us), Window { limit: 9, remaining: 4, reset_ms: 50_000 });
+        assert_eq!(window.check(0, now_us), Err(54_000), "a limit of none is still an answer");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::fields::{Fields, StreamOptions};
 use crate::relay::json::write_string;
+use crate::relay::meter::ATTACHMENT_TOKENS;
 use crate::relay::meter::PromptSample;
 use crate::relay::refusal::{Cause, Refusal};
 
@@ -16,8 +17,6 @@ use crate::relay::refusal::{Cause, Refusal};
 const TOKEN_BYTES: u64 = 4;
 /// What a message costs besides its text.
 const MESSAGE_TOKENS: u64 = 4;
-/// What an image, a sound or a file is taken for. OpenAI's charge for an image of a megapixel in full detail.
-const ATTACHMENT_TOKENS: u64 = 765;
 
 /// A chat request whose form has been checked.
 #[derive(Debug)]
