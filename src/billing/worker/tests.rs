@@ -1,3 +1,5 @@
+//! The worker against a ledger in memory that fails as told, and against the real one.
+
 use std::collections::HashMap;
 
 use tokio::sync::oneshot;
