@@ -24,7 +24,14 @@ impl ServeHttp for AdminListener {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let readiness = Readiness {
             store_reachable: self.0.keyring.is_store_reachable(),
-            config_mistakes: self.0.live.refused().iter().flat_map(|mistakes| mistakes.iter()).map(ToString::to_string).collect(),
+            config_mistakes: self
+                .0
+                .live
+                .refused()
+                .iter()
+                .flat_map(|mistakes| mistakes.iter())
+                .map(ToString::to_string)
+                .collect(),
             billing_open: self.0.recorder.reserve().is_some(),
             draining: self.0.draining.load(Ordering::Relaxed),
         };

@@ -83,7 +83,12 @@ impl Metrics {
         let r = &registry;
         let metrics = Self {
             requests: counters(r, "requests_total", "Requests, by what answered.", &["model", "provider", "status"])?,
-            request_seconds: histogram(r, "request_seconds", "Relayed requests, from arrival to the last byte.", SECONDS_BUCKETS)?,
+            request_seconds: histogram(
+                r,
+                "request_seconds",
+                "Relayed requests, from arrival to the last byte.",
+                SECONDS_BUCKETS,
+            )?,
             first_token_seconds: histogram(
                 r,
                 "first_token_seconds",

@@ -1,4 +1,4 @@
-//! The worker, against a ledger that fails as it is told to.
+//! The worker against a ledger in memory that fails as told, and against the real one.
 
 use std::collections::HashMap;
 

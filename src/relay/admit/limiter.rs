@@ -267,7 +267,7 @@ mod tests {
         let mut permit = limiter.admit(&limits, 600, 0).unwrap();
         assert_eq!(permit.view().tokens.unwrap().remaining, 400);
         let refusal = limiter.admit(&limits, 600, 0).unwrap_err();
-        assert_eq!((refusal.cause, refusal.retry_after_ms), (Cause::RateLimitExceeded, Some(61_000)));
+        assert_eq!((refusal.cause, refusal.retry_after_ms), (Cause::RateLimitExceeded, Some(60_001)));
         permit.settle_tokens(150, 10);
         permit.settle_tokens(100, 20);
         assert_eq!(limiter.view(&limits, 30).tokens.unwrap().remaining, 900);

@@ -71,7 +71,8 @@ impl RequestWindow {
     }
 }
 
-/// Tokens used, by the second. A token counts for 60 to 61 seconds: never too short, and in at most 61 buckets.
+/// Tokens used, those of one second in one bucket, which leaves as a whole 60 seconds after the last of them. So a token counts
+/// for 60 to 61 seconds: never too short, in at most 61 buckets, and nobody is told to wait for longer than a window.
 #[derive(Debug, Default)]
 pub(super) struct TokenWindow {
     buckets: VecDeque<Bucket>,
@@ -81,6 +82,7 @@ pub(super) struct TokenWindow {
 #[derive(Debug)]
 struct Bucket {
     second: u64,
+    last_us: u64,
     tokens: u64,
 }
 
@@ -159,9 +161,12 @@ impl TokenWindow {
         let tokens = tokens.min(u64::MAX - self.used);
         self.used += tokens;
         match self.buckets.back_mut().filter(|last| last.second == second) {
-            Some(last) => last.tokens += tokens,
-            None if tokens > 0 => self.buckets.push_back(Bucket { second, tokens }),
-            None => {}
+            _ if tokens == 0 => {}
+            Some(last) => {
+                last.tokens += tokens;
+                last.last_us = last.last_us.max(now_us);
+            }
+            None => self.buckets.push_back(Bucket { second, last_us: now_us, tokens }),
         }
         second
     }
@@ -172,16 +177,14 @@ impl TokenWindow {
         for bucket in &self.buckets {
             left -= bucket.tokens;
             if left <= bound {
-                let leaves_us = (bucket.second + WINDOW_SECONDS + 1) * SECOND_US;
-                return leaves_us.saturating_sub(now_us).div_ceil(1000);
+                return (bucket.last_us + WINDOW_US + 1).saturating_sub(now_us).div_ceil(1000);
             }
         }
         0
     }
 
     fn expire(&mut self, now_us: u64) {
-        let now_second = now_us / SECOND_US;
-        while let Some(bucket) = self.buckets.front().filter(|bucket| now_second > bucket.second + WINDOW_SECONDS) {
+        while let Some(bucket) = self.buckets.front().filter(|bucket| now_us > bucket.last_us + WINDOW_US) {
             self.used -= bucket.tokens;
             self.buckets.pop_front();
         }
@@ -235,8 +238,8 @@ mod tests {
         let mut window = TokenWindow::default();
         let mut reservation = window.reserve(10, 0);
         window.settle(&mut reservation, 250, 5 * SECOND_US);
-        assert_eq!(window.view(100, 5 * SECOND_US), Window { limit: 100, remaining: 0, reset_ms: 61_000 });
-        assert_eq!(window.check(100, 0, 5 * SECOND_US), Err(NoTokens::For { milliseconds: 61_000 }));
+        assert_eq!(window.view(100, 5 * SECOND_US), Window { limit: 100, remaining: 0, reset_ms: 60_001 });
+        assert_eq!(window.check(100, 0, 5 * SECOND_US), Err(NoTokens::For { milliseconds: 60_001 }));
         assert_eq!(window.check(100, 0, 66 * SECOND_US), Ok(()));
     }
 
@@ -244,7 +247,7 @@ mod tests {
     fn what_was_reserved_too_much_is_given_back() {
         let mut window = TokenWindow::default();
         let mut reservation = window.reserve(80, 0);
-        assert_eq!(window.check(100, 30, SECOND_US), Err(NoTokens::For { milliseconds: 60_000 }));
+        assert_eq!(window.check(100, 30, SECOND_US), Err(NoTokens::For { milliseconds: 59_001 }));
         window.settle(&mut reservation, 20, SECOND_US);
         assert_eq!(window.check(100, 30, SECOND_US), Ok(()));
         assert_eq!(window.view(100, SECOND_US).remaining, 80);
@@ -329,6 +332,7 @@ mod tests {
                     }
                     Err(NoTokens::For { milliseconds }) => {
                         // Refused only where the tokens of 61 seconds leave no room, and for no longer than said.
+                        prop_assert!(milliseconds <= 60_001);
                         prop_assert!(used_in(now_us.saturating_sub(WINDOW_US + SECOND_US)) + asked >= LIMIT);
                         let later_us = now_us + milliseconds * 1000;
                         prop_assert_eq!(window.check(LIMIT, asked, later_us), Ok(()));

@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::fields::{Fields, StreamOptions};
 use crate::relay::json::write_string;
-use crate::relay::meter::ATTACHMENT_TOKENS;
-use crate::relay::meter::PromptSample;
+
+use crate::relay::meter::{ATTACHMENT_TOKENS, PromptSample};
 use crate::relay::refusal::{Cause, Refusal};
 
 /// Bytes of text that are taken for a token where a quick guess must do. English and code are near it.
