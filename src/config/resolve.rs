@@ -10,7 +10,7 @@ use super::model::{ModelRow, TargetRow};
 use super::plan::PlanRow;
 use super::provider::ProviderRow;
 use super::secret::Credential;
-use crate::relay::route::{Catalogue, Endpoint, Model, Plan, Provider, Target};
+use crate::relay::route::{Catalogue, Endpoint, Model, ModelRules, Plan, Provider, Target};
 
 /// The catalogue of a draft's rows, and what was left out of it, a line each.
 pub(super) fn catalogue(draft: Draft, providers: Providers, mistakes: &Mistakes) -> (Catalogue, Vec<String>) {
@@ -115,9 +115,13 @@ impl Offers {
     fn target(&self, row: TargetRow, model: &str, mistakes: &Mistakes) -> Option<Target> {
         let TargetRow { place, provider, model: provider_model, weight, tier } = row;
         match self.by_name.get(&provider) {
-            Some(Offer::Ready(provider)) => {
-                Some(Target { provider: Arc::clone(provider), model: provider_model, weight, tier })
-            }
+            Some(Offer::Ready(provider)) => Some(Target {
+                provider: Arc::clone(provider),
+                model: provider_model,
+                weight,
+                tier,
+                rules: ModelRules::default(),
+            }),
             Some(Offer::Unspoken(provider)) => {
                 let dialect = provider.dialect.name();
                 let what = format!(

@@ -37,6 +37,30 @@ pub trait Answer: Send {
     fn error(&self) -> Option<&AnswerError>;
 }
 
+/// A request as a provider gets it.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// What follows the provider's own path, with its query: `/v1/messages`.
+    pub path: Box<str>,
+    /// The body, in the provider's dialect.
+    pub body: Bytes,
+    /// The request's top-level fields that the provider has no place for, as `x-tollgate-dropped` lists them.
+    pub dropped: Vec<Box<str>>,
+}
+
+/// What a translated answer says of itself, the same in each of its chunks.
+#[derive(Debug, Clone)]
+pub struct AnswerTerms {
+    /// The answer's id; `chatcmpl-` and the request's.
+    pub id: Box<str>,
+    /// Seconds since the Unix epoch.
+    pub created: i64,
+    /// The model as the client named it.
+    pub model: Box<str>,
+    /// Whether the client asked for a stream's usage.
+    pub show_usage: bool,
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {

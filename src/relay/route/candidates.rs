@@ -37,7 +37,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::relay::route::{Dialect, Endpoint, Provider, ProviderTimes};
+    use crate::relay::route::{Dialect, Endpoint, ModelRules, Provider, ProviderTimes};
 
     fn target(name: &str, weight: u32, tier: u32) -> Target {
         let provider = Arc::new(Provider {
@@ -47,7 +47,7 @@ mod tests {
             credentials: Vec::new(),
             times: ProviderTimes::default(),
         });
-        Target { provider, model: "m".into(), weight, tier }
+        Target { provider, model: "m".into(), weight, tier, rules: ModelRules::default() }
     }
 
     fn names(targets: &[Target]) -> Vec<&str> {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Secret;
+use super::{ModelRules, Secret};
 use crate::relay::meter::Price;
 
 /// The models, providers and plans of one configuration.
@@ -85,6 +85,8 @@ pub struct Target {
     pub weight: u32,
     /// Lower tiers are asked first.
     pub tier: u32,
+    /// What the model takes and refuses there.
+    pub rules: ModelRules,
 }
 
 /// A provider: a row of configuration.

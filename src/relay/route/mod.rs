@@ -2,10 +2,12 @@
 
 mod candidates;
 mod catalogue;
+mod rules;
 mod secret;
 
 pub use candidates::candidates;
 pub use catalogue::{
     Address, Catalogue, Dialect, Endpoint, Model, Plan, Provider, ProviderTimes, Target, UnknownDialect,
 };
+pub use rules::{ModelRules, Sampling, SchemaForm, Thinking};
 pub use secret::Secret;
