@@ -90,7 +90,8 @@ fn a_chunk_a_byte_and_empty_frames_arrive() {
     let request = Request::post("/v1/chat/completions", large(300, MODEL)).key(&relay.key).chunked(1);
     let expected = large(300, PROVIDER_MODEL);
     assert_arrived(&upstream, &request.send(relay.http), &expected);
-    assert_arrived(&upstream, &h2c::send(&request, relay.http), &expected);
+    // Hundreds of DATA frames of a byte are an attack over HTTP/2, and its connection is closed; some small ones are not.
+    assert_arrived(&upstream, &h2c::send(&request.chunked(20), relay.http), &expected);
 }
 
 #[test]

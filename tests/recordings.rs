@@ -151,11 +151,11 @@ fn check(relay: &Relay, case: &Case, answer: &Response) {
     }
 }
 
-/// The body as recorded. A stream whose last event lacks its blank line, as one recording's does, is given it.
+/// The body as recorded. A stream whose last event lacks its blank line, as one recording's does, is given it, and one more.
 fn closed(case: &Case) -> Vec<u8> {
     let mut body = case.body.clone();
     if case.streamed && body.ends_with(b"[DONE]\n") {
-        body.push(b'\n');
+        body.extend(b"\n\n");
     }
     body
 }

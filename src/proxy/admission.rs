@@ -200,16 +200,15 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     })?;
     let key_limits = limits_of(exchange, &caller.entry)?;
     let now_us = exchange.arrival.clock.now_us();
-    let permit = caller.entry.limiter.admit(&key_limits, reservation(&request, &model), now_us);
-    let window = caller.entry.limiter.view(&key_limits, now_us);
-    let caller = Caller { window, ..caller };
-    let permit = match permit {
+    let permit = match caller.entry.limiter.admit(&key_limits, reservation(&request, &model), now_us) {
         Ok(permit) => permit,
         Err(refusal) => {
-            exchange.step = Step::Authenticated(caller);
+            let window = caller.entry.limiter.view(&key_limits, now_us);
+            exchange.step = Step::Authenticated(Caller { window, ..caller });
             return Err(refusal);
         }
     };
+    let caller = Caller { window: permit.view().clone(), ..caller };
     let candidates = candidates(&model.targets, exchange.arrival.request_id.as_u128() as u64);
     let tape = body::replace(session, shared.clock);
     shared.observe_overhead(read_us, exchange.arrival.clock.now_us());

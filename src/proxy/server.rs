@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::ALPN;
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
@@ -51,6 +52,13 @@ const LISTENING_WITHIN: Duration = Duration::from_secs(10);
 const AUDIT_EVERY: Duration = Duration::from_secs(600);
 /// HTTP/2 connections without a stream are closed after this.
 const H2_IDLE: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS);
+
+/// What a client may send before it is read, by stream and by connection. HTTP/2's default of 64 KiB lets uploads crawl.
+const H2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Requests at once on one HTTP/2 connection.
+const H2_STREAMS_MAX: u32 = 128;
+const H2_HEADER_BYTES_MAX: u32 = 64 * 1024;
 
 /// Why the relay could not run.
 #[derive(Debug, thiserror::Error)]
@@ -271,6 +279,12 @@ fn client_api(
     options.h2c = listen.h2c;
     options.h2_idle_timeout = Some(H2_IDLE);
     proxy.server_options = Some(options);
+    let mut h2 = H2Options::new();
+    h2.initial_window_size(H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(H2_HEADER_BYTES_MAX);
+    proxy.h2_options = Some(h2);
     let head_max = shared.live.load().limits.header_max;
     let app = HeadDeadline::new(proxy, head_max, Duration::from_secs(KEEP_ALIVE_SECONDS));
     let mut service = Service::new("client API".to_owned(), app);
