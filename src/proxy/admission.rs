@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use pingora_proxy::Session;
 
 use super::body::{self, BodyLimits};
-use super::exchange::{Caller, Dispatch, Exchange, Step};
+use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
 use super::{Shared, answer};
 use crate::relay::admit::{KeyLimits, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
@@ -208,16 +208,13 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
             return Err(refusal);
         }
     };
-    let caller = Caller { window: permit.view().clone(), ..caller };
+    let caller = Caller { window: *permit.view(), ..caller };
     let candidates = candidates(&model.targets, exchange.arrival.request_id.as_u128() as u64);
     let tape = body::replace(session, shared.clock);
     shared.observe_overhead(read_us, exchange.arrival.clock.now_us());
     exchange.step = Step::Dispatched(Box::new(Dispatch {
-        caller,
+        admitted: Admitted { caller, model, permit, slot },
         request,
-        model,
-        permit,
-        slot,
         tape,
         candidates,
         current: 0,

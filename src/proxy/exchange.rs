@@ -18,6 +18,7 @@ use crate::relay::admit::{Permit, WindowView};
 use crate::relay::auth::{KeyEntry, KeyRecord};
 use crate::relay::dialect::openai::ChatRequest;
 use crate::relay::dialect::{Answer, Outcome, ProviderError};
+use crate::relay::meter::PromptSample;
 use crate::relay::refusal::Refusal;
 use crate::relay::route::{Model, Target};
 
@@ -66,13 +67,18 @@ pub(super) struct Caller {
     pub(super) window: WindowView,
 }
 
-/// An admitted request on its way to an upstream.
-pub(super) struct Dispatch {
+/// What an admitted request holds until it is settled: its places in the limits and in the books.
+pub(super) struct Admitted {
     pub(super) caller: Caller,
-    pub(super) request: ChatRequest,
     pub(super) model: Arc<Model>,
     pub(super) permit: Permit,
     pub(super) slot: RecordSlot,
+}
+
+/// An admitted request on its way to an upstream.
+pub(super) struct Dispatch {
+    pub(super) admitted: Admitted,
+    pub(super) request: ChatRequest,
     pub(super) tape: Arc<Tape>,
     /// In the order in which they are asked.
     pub(super) candidates: Vec<Target>,
@@ -120,9 +126,14 @@ impl Dispatch {
     }
 }
 
-/// A request whose upstream has begun to answer.
+/// A request whose upstream has begun to answer. The request's body is gone: answers take long, and there are many.
 pub(super) struct Answering {
-    pub(super) dispatch: Dispatch,
+    pub(super) admitted: Admitted,
+    pub(super) tape: Arc<Tape>,
+    /// Who answers.
+    pub(super) target: Target,
+    /// What the prompt's tokens are counted from, should nobody report them.
+    pub(super) prompt: PromptSample,
     pub(super) answer: Box<dyn Answer + Sync>,
     pub(super) is_stream: bool,
     /// How the answer ended, once it has.
@@ -150,8 +161,8 @@ impl Exchange {
         match &self.step {
             Step::Authenticated(caller) => Some(caller),
             Step::Answered { caller, .. } => caller.as_ref(),
-            Step::Dispatched(dispatch) => Some(&dispatch.caller),
-            Step::Answering(answering) => Some(&answering.dispatch.caller),
+            Step::Dispatched(dispatch) => Some(&dispatch.admitted.caller),
+            Step::Answering(answering) => Some(&answering.admitted.caller),
             Step::Accepted | Step::Settled => None,
         }
     }
@@ -160,7 +171,6 @@ impl Exchange {
     pub(super) fn dispatch_mut(&mut self) -> Option<&mut Dispatch> {
         match &mut self.step {
             Step::Dispatched(dispatch) => Some(dispatch),
-            Step::Answering(answering) => Some(&mut answering.dispatch),
             _ => None,
         }
     }
@@ -169,29 +179,35 @@ impl Exchange {
     pub(super) fn tape(&self) -> Option<&Arc<Tape>> {
         match &self.step {
             Step::Dispatched(dispatch) => Some(&dispatch.tape),
-            Step::Answering(answering) => Some(&answering.dispatch.tape),
+            Step::Answering(answering) => Some(&answering.tape),
             _ => None,
         }
     }
 
     /// Commits to the upstream that is being asked: from here its answer passes.
     pub(super) fn commit(&mut self, answer: Box<dyn Answer + Sync>, is_stream: bool) {
-        self.step = match std::mem::replace(&mut self.step, Step::Settled) {
-            Step::Dispatched(dispatch) => {
-                if is_stream {
-                    self.shared.metrics.streams_active.inc();
-                }
-                let dispatch = *dispatch;
-                Step::Answering(Box::new(Answering {
-                    dispatch,
-                    answer,
-                    is_stream,
-                    outcome: None,
-                    first_token_us: None,
-                }))
+        let dispatch = match std::mem::replace(&mut self.step, Step::Settled) {
+            Step::Dispatched(dispatch) if dispatch.target().is_some() => *dispatch,
+            other => {
+                self.step = other;
+                return;
             }
-            other => other,
         };
+        let Dispatch { admitted, request, tape, mut candidates, current, .. } = dispatch;
+        tape.load(Bytes::new());
+        if is_stream {
+            self.shared.metrics.streams_active.inc();
+        }
+        self.step = Step::Answering(Box::new(Answering {
+            admitted,
+            tape,
+            target: candidates.swap_remove(current),
+            prompt: request.prompt_sample(),
+            answer,
+            is_stream,
+            outcome: None,
+            first_token_us: None,
+        }));
     }
 
     /// The relay's own answer is the whole of it.

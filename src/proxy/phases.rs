@@ -13,7 +13,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use super::admission::{self, Received};
-use super::body::{self, UPSTREAM_OVERDUE};
+use super::body::{self, Tape, UPSTREAM_OVERDUE};
 use super::exchange::{Answering, Dispatch, Exchange, Refused, Step};
 use super::listeners::HadRequest;
 use super::upstream::{self, TRIES_MAX};
@@ -21,6 +21,7 @@ use super::{Shared, answer, clock};
 use crate::relay::dialect::openai::{JsonReader, StreamReader};
 use crate::relay::dialect::{Outcome, ProviderError, error_event, map_error};
 use crate::relay::refusal::{Cause, Refusal};
+use crate::relay::route::Target;
 
 /// How long a connection may wait for its next request.
 pub(super) const KEEP_ALIVE_SECONDS: u64 = 75;
@@ -194,7 +195,9 @@ impl ProxyHttp for Relay {
             return self.refused(dispatch, status, error).map(drop);
         }
         // It is read first: a quota that is used up says the same as an hour that is busy, but for its words.
-        keep_time(dispatch, now_us, exchange.arrival.at_us);
+        if let Some(target) = dispatch.target() {
+            keep_time(target, &dispatch.tape, now_us, exchange.arrival.at_us);
+        }
         dispatch.failure = Some(error);
         dispatch.refused = Some(Refused::new(status, retry_after_ms));
         dispatch.tape.hold(true);
@@ -213,12 +216,14 @@ impl ProxyHttp for Relay {
         let arrived_us = exchange.arrival.at_us;
         match &mut exchange.step {
             Step::Answering(answering) => {
-                keep_time(&answering.dispatch, now_us, arrived_us);
+                keep_time(&answering.target, &answering.tape, now_us, arrived_us);
                 let passed = body.take().map(|piece| answering.pass(piece, now_us)).unwrap_or_default();
                 *body = Some(if end { self.finish(answering, passed) } else { passed });
             }
             Step::Dispatched(dispatch) => {
-                keep_time(dispatch, now_us, arrived_us);
+                if let Some(target) = dispatch.target() {
+                    keep_time(target, &dispatch.tape, now_us, arrived_us);
+                }
                 if let (Some(refused), Some(piece)) = (&mut dispatch.refused, body.take()) {
                     refused.read(&piece);
                 }
@@ -386,26 +391,30 @@ fn retry_after_ms(head: &ResponseHeader) -> Option<u64> {
 }
 
 /// Sets when the next piece is overdue.
-fn keep_time(dispatch: &Dispatch, now_us: u64, arrived_us: u64) {
-    let Some(target) = dispatch.target() else { return };
+fn keep_time(target: &Target, tape: &Tape, now_us: u64, arrived_us: u64) {
     let times = &target.provider.times;
     let idle = now_us + clock::micros(times.idle);
-    dispatch.tape.due_at(idle.min(arrived_us + clock::micros(times.total)));
+    tape.due_at(idle.min(arrived_us + clock::micros(times.total)));
 }
 
 /// What the client is told; `None` where it has left.
 fn told(error: &Error, exchange: &mut Exchange, began: bool) -> Option<ProviderError> {
-    let Some(dispatch) = exchange.dispatch_mut() else {
-        return upstream::explain(error, "").map(ProviderError::Provider);
-    };
-    if error.esource() == &ErrorSource::Downstream && error.etype() != &UPSTREAM_OVERDUE {
+    let overdue = error.etype() == &UPSTREAM_OVERDUE;
+    if error.esource() == &ErrorSource::Downstream && !overdue {
         return None;
     }
-    if began && error.etype() != &UPSTREAM_OVERDUE {
+    if began && !overdue {
         return Some(ProviderError::Provider(truncated()));
     }
-    let provider = provider_of(dispatch).to_owned();
-    dispatch.failure.take().or_else(|| upstream::explain(error, &provider).map(ProviderError::Provider))
+    let provider = match &mut exchange.step {
+        Step::Dispatched(dispatch) => match dispatch.failure.take() {
+            Some(failure) => return Some(failure),
+            None => provider_of(dispatch),
+        },
+        Step::Answering(answering) => &answering.target.provider.name,
+        _ => "",
+    };
+    upstream::explain(error, provider).map(ProviderError::Provider)
 }
 
 fn truncated() -> Refusal {

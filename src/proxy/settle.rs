@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::exchange::{Answering, Caller, Dispatch, Exchange, Step};
+use super::exchange::{Admitted, Answering, Caller, Dispatch, Exchange, Step};
 use super::time_text;
 use crate::billing::{Finished, Unreported};
 use crate::relay::dialect::Outcome;
-use crate::relay::meter::{Encoding, NanoUsd, SampledText, Usage, UsageRecord};
+use crate::relay::meter::{Encoding, Usage, UsageRecord};
 use crate::relay::refusal::Refusal;
 use crate::relay::route::Model;
 use crate::telemetry::AccessLine;
@@ -57,74 +57,71 @@ fn log_answered(exchange: &Exchange, caller: Option<&Caller>, model: Option<&Arc
 
 /// No upstream answered: a record that costs nothing.
 fn settle_failed(exchange: &Exchange, dispatch: Dispatch) {
-    let left = exchange.status == 0;
-    record(exchange, dispatch, Used { usage: Usage::default(), sample: None, interrupted: left, first_token_us: None });
+    let asked = dispatch.target().or(dispatch.candidates.last());
+    let provider = asked.map(|target| target.provider.name.clone()).unwrap_or_default();
+    let used = Used { provider, interrupted: exchange.status == 0, ..Used::default() };
+    record(exchange, dispatch.admitted, used);
 }
 
 /// An upstream answered, wholly or in part. What it reported counts; where it reported nothing, what passed.
 fn settle_answered(exchange: &Exchange, answering: Answering) {
-    let Answering { dispatch, answer, is_stream, outcome, first_token_us } = answering;
+    let Answering { admitted, target, prompt, mut answer, is_stream, outcome, first_token_us, .. } = answering;
     if is_stream {
         exchange.shared.metrics.streams_active.dec();
     }
     let reported = answer.usage();
+    let unreported = (reported.is_none() && answer.began()).then(|| Unreported {
+        prompt: Some(prompt),
+        output: answer.take_sample(),
+        price: admitted.model.price.clone(),
+        encoding: Encoding::for_model(&target.model),
+    });
     let used = Used {
-        sample: (reported.is_none() && answer.began()).then(|| answer.sample().clone()),
+        provider: target.provider.name.clone(),
         usage: reported.unwrap_or_default(),
+        unreported,
         interrupted: outcome != Some(Outcome::Complete),
         first_token_us,
     };
-    record(exchange, dispatch, used);
+    record(exchange, admitted, used);
 }
 
 /// What a request used, as far as it is known here.
+#[derive(Default)]
 struct Used {
+    provider: Box<str>,
     usage: Usage,
     /// What passed, where the provider has not said what it used.
-    sample: Option<SampledText>,
+    unreported: Option<Unreported>,
     interrupted: bool,
     first_token_us: Option<u64>,
 }
 
-fn record(exchange: &Exchange, dispatch: Dispatch, used: Used) {
-    let Dispatch { caller, request, model, mut permit, slot, candidates, current, .. } = dispatch;
-    let target = candidates.get(current.min(candidates.len().saturating_sub(1)));
-    let provider = target.map(|target| &*target.provider.name).unwrap_or_default();
+fn record(exchange: &Exchange, admitted: Admitted, used: Used) {
+    let Admitted { caller, model, mut permit, slot } = admitted;
     let status = status_of(exchange);
-    let now_us = exchange.arrival.clock.now_us();
-    count(exchange, &model.id, provider, status, used.first_token_us);
+    count(exchange, &model.id, &used.provider, status, used.first_token_us);
     // Where nothing was reported the reservation stands: it is the best that is known inside of the minute.
-    if used.sample.is_none() {
-        permit.settle_tokens(used.usage.total(), now_us);
+    if used.unreported.is_none() {
+        permit.settle_tokens(used.usage.total(), exchange.arrival.clock.now_us());
     }
-    let usage = used.usage;
     let record = UsageRecord {
         request_id: exchange.arrival.request_id,
         account_id: caller.record.account_id.clone(),
         key_id: caller.record.key_id.clone(),
         model: model.id.clone(),
-        provider: provider.into(),
+        provider: used.provider,
         status,
-        usage,
-        cost: if used.sample.is_some() { NanoUsd(0) } else { model.price.cost(&usage) },
-        estimated: used.sample.is_some(),
+        usage: used.usage,
+        cost: model.price.cost(&used.usage),
+        estimated: used.unreported.is_some(),
         interrupted: used.interrupted,
         started_at_ms: exchange.arrival.unix_ms,
         first_token_ms: used.first_token_us.map(|us| milliseconds(us.saturating_sub(exchange.arrival.at_us))),
         total_ms: milliseconds(exchange.elapsed_us()),
     };
-    let unreported = used.sample.map(|output| Unreported {
-        prompt: Some(request.prompt_sample()),
-        output,
-        price: model.price.clone(),
-        encoding: Encoding::for_model(target.map_or(&*model.id, |target| &*target.model)),
-    });
-    slot.record(Finished {
-        record,
-        unreported,
-        account: Arc::clone(&caller.entry.account),
-        spending: Arc::clone(&caller.entry.spending),
-    });
+    let (account, spending) = (Arc::clone(&caller.entry.account), Arc::clone(&caller.entry.spending));
+    slot.record(Finished { record, unreported: used.unreported, account, spending });
 }
 
 fn status_of(exchange: &Exchange) -> u16 {

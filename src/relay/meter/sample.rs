@@ -6,8 +6,8 @@
 
 use memchr::{memchr, memchr2};
 
-/// The most bytes that one sample keeps. 16 KiB is about 4,000 tokens: most answers whole, and enough of the others.
-pub const SAMPLE_BYTES_MAX: usize = 16 * 1024;
+/// The most bytes that one sample keeps. 8 KiB is about 2,000 tokens: most answers whole, and enough of the others.
+pub const SAMPLE_BYTES_MAX: usize = 8 * 1024;
 
 /// The beginning of a text, and how long the whole of it was.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,6 +37,11 @@ impl SampledText {
     /// The bytes of the whole text, escaped.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
+    }
+
+    /// Says how long the whole text is, where only its beginning was pushed.
+    pub fn is_of(&mut self, total_bytes: u64) {
+        self.total_bytes = self.total_bytes.max(total_bytes);
     }
 
     /// Whether nothing was pushed.

@@ -15,6 +15,8 @@ use crate::relay::refusal::{Cause, Refusal};
 
 /// Bytes of text that are taken for a token where a quick guess must do. English and code are near it.
 const TOKEN_BYTES: u64 = 4;
+/// How much of a prompt is read again for its sample.
+const SAMPLED_BYTES_MAX: usize = 64 * 1024;
 /// What a message costs besides its text.
 const MESSAGE_TOKENS: u64 = 4;
 
@@ -93,9 +95,18 @@ impl ChatRequest {
     }
 
     /// What the prompt's tokens are counted from if the provider should report none. Bounded, but a copy: take it when the
-    /// body is let go of, not before.
+    /// body is let go of, not before. Of a long prompt only the beginning is read again; how much there is of it is known.
     pub fn prompt_sample(&self) -> PromptSample {
-        PromptSample::of_messages(self.messages())
+        let messages = self.messages();
+        let read_again = &messages[..messages.len().min(SAMPLED_BYTES_MAX)];
+        let mut sample = PromptSample::of_messages(read_again);
+        if read_again.len() < messages.len() {
+            let shape = &self.fields.shape;
+            sample.text.is_of(shape.text_bytes);
+            sample.messages = shape.messages;
+            sample.attachments = shape.attachments;
+        }
+        sample
     }
 
     /// The body to send to a provider that calls the model so: the same bytes, but for the model's name and, in a stream,
