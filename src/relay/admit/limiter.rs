@@ -221,7 +221,7 @@ mod tests {
         }
         let refusal = limiter.admit(&limits(30), 0, 30_000_000).unwrap_err();
         assert_eq!(refusal.cause, Cause::RateLimitExceeded);
-        assert_eq!(refusal.retry_after_ms, Some(30_001));
+        assert_eq!(refusal.retry_after_ms, Some(30_000));
         assert!(refusal.message.contains("30 requests"), "{}", refusal.message);
         assert!(limiter.admit(&limits(30), 0, 30_000_000 + 30_001_000).is_ok());
         assert!(limiter.admit(&limits(31), 0, 30_000_000).is_ok(), "a raised limit applies at once");
