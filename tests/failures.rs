@@ -59,7 +59,8 @@ fn the_providers_own_errors_become_the_operators_trouble() {
     let (_upstream, relay) = failing(move |request, answer| {
         let status = request.json()["seed"].as_u64().unwrap();
         let error = json!({"error": {"message": leaky, "type": "x", "param": null, "code": "y"}});
-        let headers = [("content-type", "application/json"), ("x-ratelimit-remaining-requests", "31415926535897932384")];
+        let headers =
+            [("content-type", "application/json"), ("x-ratelimit-remaining-requests", "31415926535897932384")];
         answer.whole(u16::try_from(status).unwrap(), &headers, error.to_string().as_bytes());
     });
     for (status, code) in table {
