@@ -1,11 +1,12 @@
 //! What the relay answers by itself: refusals, and the models.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, DATE};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderName};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
 use pingora_proxy::Session;
 use serde_json::{Value, json};
+use uuid::fmt::Hyphenated;
 
 use super::admission::{Received, may_use, model_not_found};
 use super::body::{self, Substitute};
@@ -133,9 +134,9 @@ fn head(
     length: usize,
     refusal: Option<&Refusal>,
 ) -> pingora::Result<Box<ResponseHeader>> {
-    let mut header = ResponseHeader::build(status, Some(16))?;
+    let mut header = ResponseHeader::build_no_case(status, Some(16))?;
     header.insert_header(CONTENT_TYPE, "application/json")?;
-    header.insert_header(CONTENT_LENGTH, length.to_string())?;
+    header.insert_header(CONTENT_LENGTH, length)?;
     stamp(&mut header, exchange)?;
     if let Some(after_ms) = refusal.and_then(|refusal| refusal.retry_after_ms) {
         header.insert_header("retry-after", after_ms.div_ceil(1000).to_string())?;
@@ -148,25 +149,44 @@ fn head(
     Ok(Box::new(header))
 }
 
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+/// OpenAI's own names for the same: limit, remaining, reset.
+const OF_REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const OF_TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+
 /// What every answer carries: the request's id, and the key's windows once it is known whose it is.
 pub(super) fn stamp(header: &mut ResponseHeader, exchange: &Exchange) -> pingora::Result<()> {
+    let mut id = [0; Hyphenated::LENGTH];
     header.insert_header(DATE, get_cached_date())?;
-    header.insert_header("x-request-id", exchange.arrival.request_id.to_string())?;
+    header.insert_header(X_REQUEST_ID, &*exchange.arrival.request_id.hyphenated().encode_lower(&mut id))?;
     let Some(caller) = exchange.caller() else { return Ok(()) };
     let requests = &caller.window.requests;
-    header.insert_header("X-RateLimit-Limit", requests.limit.to_string())?;
-    header.insert_header("X-RateLimit-Remaining", requests.remaining.to_string())?;
-    header.insert_header("X-RateLimit-Reset", requests.reset_ms.div_ceil(1000).to_string())?;
-    let mut openais = |unit: &str, window: &Window| -> pingora::Result<()> {
-        header.insert_header(format!("x-ratelimit-limit-{unit}"), window.limit.to_string())?;
-        header.insert_header(format!("x-ratelimit-remaining-{unit}"), window.remaining.to_string())?;
-        header.insert_header(format!("x-ratelimit-reset-{unit}"), duration_text(window.reset_ms))
-    };
-    openais("requests", requests)?;
-    if let Some(tokens) = &caller.window.tokens {
-        openais("tokens", tokens)?;
+    header.insert_header(LIMIT, requests.limit)?;
+    header.insert_header(REMAINING, requests.remaining)?;
+    header.insert_header(RESET, requests.reset_ms.div_ceil(1000))?;
+    stamp_window(header, OF_REQUESTS, requests)?;
+    match &caller.window.tokens {
+        Some(tokens) => stamp_window(header, OF_TOKENS, tokens),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn stamp_window(header: &mut ResponseHeader, names: [HeaderName; 3], window: &Window) -> pingora::Result<()> {
+    let [limit, remaining, reset] = names;
+    header.insert_header(limit, window.limit)?;
+    header.insert_header(remaining, window.remaining)?;
+    header.insert_header(reset, duration_text(window.reset_ms))
 }
 
 /// OpenAI writes resets as durations: `850ms`, `12.5s`, `1m3.5s`.

@@ -306,7 +306,7 @@ impl Relay {
         let length = head.headers.get(CONTENT_LENGTH).cloned().filter(|_| !is_stream);
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
         let (shows_usage, choices) = (dispatch.request.wants_usage(), dispatch.request.choices());
-        let mut new = ResponseHeader::build(200, Some(16))?;
+        let mut new = ResponseHeader::build_no_case(200, Some(16))?;
         new.insert_header(CONTENT_TYPE, kind.unwrap_or(http::HeaderValue::from_static("application/json")))?;
         if let Some(length) = length {
             new.insert_header(CONTENT_LENGTH, length)?;

@@ -72,10 +72,10 @@ pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result
         Endpoint::Network(network) => (&*network.path, &*network.authority),
     };
     let path = format!("{prefix}/chat/completions");
-    let mut head = RequestHeader::build(Method::POST, path.as_bytes(), Some(8))?;
+    let mut head = RequestHeader::build_no_case(Method::POST, path.as_bytes(), Some(8))?;
     head.insert_header(HOST, authority)?;
     head.insert_header(CONTENT_TYPE, "application/json")?;
-    head.insert_header(CONTENT_LENGTH, body.len().to_string())?;
+    head.insert_header(CONTENT_LENGTH, body.len())?;
     head.insert_header(ACCEPT, if dispatch.request.stream() { "text/event-stream" } else { "application/json" })?;
     head.insert_header(USER_AGENT, concat!("tollgate/", env!("CARGO_PKG_VERSION")))?;
     if let Some(credential) = provider.credentials.get(dispatch.tries % provider.credentials.len().max(1)) {
