@@ -10,7 +10,7 @@ use clap::Args;
 use super::store::now_ms;
 use super::{Common, Failure, Outcome, key, output, process};
 use crate::config::{self, Live, Providers};
-use crate::proxy;
+use crate::proxy::{self, ServeError};
 use crate::relay::auth::ApiKey;
 use crate::relay::meter::NanoUsd;
 use crate::store::{KeyTerms, NewKey, Store};
@@ -62,7 +62,11 @@ impl Quickstart {
         let runtime = process::runtime()?;
         let store = process::open_store(&runtime, &live.load().store.url)?;
         let key = runtime.block_on(first_key(&store))?;
-        proxy::serve(Arc::clone(&live), store, &runtime, || self.welcome(&live, key.as_ref()))?;
+        let served = proxy::serve(Arc::clone(&live), store, &runtime, || self.welcome(&live, key.as_ref()));
+        served.map_err(|error| match error {
+            ServeError::Listen { .. } => format!("{error}; --listen, --admin and --metrics choose other addresses"),
+            error => error.to_string(),
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 
