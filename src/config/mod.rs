@@ -21,6 +21,7 @@ mod price;
 mod provider;
 mod reader;
 mod resolve;
+mod rules;
 mod secret;
 mod settings;
 mod snapshot;

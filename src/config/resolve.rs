@@ -9,8 +9,9 @@ use super::mistake::Mistakes;
 use super::model::{ModelRow, TargetRow};
 use super::plan::PlanRow;
 use super::provider::ProviderRow;
+use super::rules::NamedRules;
 use super::secret::Credential;
-use crate::relay::route::{Catalogue, Endpoint, Model, ModelRules, Plan, Provider, Target};
+use crate::relay::route::{Catalogue, Endpoint, Model, Plan, Provider, Target};
 
 /// The catalogue of a draft's rows, and what was left out of it, a line each.
 pub(super) fn catalogue(draft: Draft, providers: Providers, mistakes: &Mistakes) -> (Catalogue, Vec<String>) {
@@ -103,8 +104,9 @@ impl Offers {
     /// A model with the targets whose providers are there; `None` without any.
     fn model(&self, row: Row<ModelRow>, mistakes: &Mistakes, left_out: &mut Vec<String>) -> Option<Arc<Model>> {
         let Row { name: id, content, .. } = row;
-        let ModelRow { context_window, output_tokens_max, owned_by, price, targets } = content?;
-        let targets: Vec<Target> = targets.into_iter().filter_map(|row| self.target(row, &id, mistakes)).collect();
+        let ModelRow { context_window, output_tokens_max, owned_by, price, rules, targets } = content?;
+        let targets: Vec<Target> =
+            targets.into_iter().filter_map(|row| self.target(row, &id, &rules, mistakes)).collect();
         if targets.is_empty() {
             left_out.push(format!("model {id}: none of its providers is there"));
             return None;
@@ -112,15 +114,15 @@ impl Offers {
         Some(Arc::new(Model { id, context_window, output_tokens_max, owned_by, price, targets }))
     }
 
-    fn target(&self, row: TargetRow, model: &str, mistakes: &Mistakes) -> Option<Target> {
-        let TargetRow { place, provider, model: provider_model, weight, tier } = row;
+    fn target(&self, row: TargetRow, model: &str, of_model: &NamedRules, mistakes: &Mistakes) -> Option<Target> {
+        let TargetRow { place, provider, model: provider_model, weight, tier, rules } = row;
         match self.by_name.get(&provider) {
             Some(Offer::Ready(provider)) => Some(Target {
                 provider: Arc::clone(provider),
                 model: provider_model,
                 weight,
                 tier,
-                rules: ModelRules::default(),
+                rules: rules.or(of_model),
             }),
             Some(Offer::Unspoken(provider)) => {
                 let dialect = provider.dialect.name();
