@@ -48,8 +48,6 @@ struct Offers {
 
 enum Offer {
     Ready(Arc<Provider>),
-    /// Written in a dialect that the relay cannot speak yet, which matters only where a target uses it.
-    Unspoken(Arc<Provider>),
     /// Left out, or wrong in itself; either has been told.
     Gone,
 }
@@ -62,7 +60,7 @@ impl Offers {
                 Some(row) => offers.offer(&name, row, mistakes, left_out),
                 None => Offer::Gone,
             };
-            if let Offer::Ready(provider) | Offer::Unspoken(provider) = &offer {
+            if let Offer::Ready(provider) = &offer {
                 offers.in_order.push(Arc::clone(provider));
             }
             offers.by_name.insert(name, offer);
@@ -90,23 +88,16 @@ impl Offers {
                     left_out.push(format!("provider {name}: {why}"));
                     return Offer::Gone;
                 }
-                if !row.dialect.is_spoken() {
-                    left_out.push(format!("provider {name}: its dialect, {:?}, is not spoken yet", row.dialect.name()));
-                    return Offer::Gone;
-                }
             }
         }
-        let is_spoken = row.dialect.is_spoken();
-        let provider = Arc::new(row.into_provider(name.into()));
-        if is_spoken { Offer::Ready(provider) } else { Offer::Unspoken(provider) }
+        Offer::Ready(Arc::new(row.into_provider(name.into())))
     }
 
     /// A model with the targets whose providers are there; `None` without any.
     fn model(&self, row: Row<ModelRow>, mistakes: &Mistakes, left_out: &mut Vec<String>) -> Option<Arc<Model>> {
         let Row { name: id, content, .. } = row;
         let ModelRow { context_window, output_tokens_max, owned_by, price, rules, targets } = content?;
-        let targets: Vec<Target> =
-            targets.into_iter().filter_map(|row| self.target(row, &id, &rules, mistakes)).collect();
+        let targets: Vec<Target> = targets.into_iter().filter_map(|row| self.target(row, &rules, mistakes)).collect();
         if targets.is_empty() {
             left_out.push(format!("model {id}: none of its providers is there"));
             return None;
@@ -114,7 +105,7 @@ impl Offers {
         Some(Arc::new(Model { id, context_window, output_tokens_max, owned_by, price, targets }))
     }
 
-    fn target(&self, row: TargetRow, model: &str, of_model: &NamedRules, mistakes: &Mistakes) -> Option<Target> {
+    fn target(&self, row: TargetRow, of_model: &NamedRules, mistakes: &Mistakes) -> Option<Target> {
         let TargetRow { place, provider, model: provider_model, weight, tier, rules } = row;
         match self.by_name.get(&provider) {
             Some(Offer::Ready(provider)) => Some(Target {
@@ -124,16 +115,6 @@ impl Offers {
                 tier,
                 rules: rules.or(of_model),
             }),
-            Some(Offer::Unspoken(provider)) => {
-                let dialect = provider.dialect.name();
-                let what = format!(
-                    "model.targets: provider {:?} of model {model:?} speaks the {dialect:?} dialect, which this \
-                     version does not speak yet; remove the target",
-                    provider.name
-                );
-                mistakes.report(&place, what);
-                None
-            }
             Some(Offer::Gone) => None,
             None => {
                 let what = format!(

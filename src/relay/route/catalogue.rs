@@ -126,11 +126,6 @@ impl Dialect {
             Dialect::Gemini => "gemini",
         }
     }
-
-    /// Whether the relay can speak it yet.
-    pub fn is_spoken(self) -> bool {
-        matches!(self, Dialect::OpenAi)
-    }
 }
 
 /// A dialect's name that nobody knows.
