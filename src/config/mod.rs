@@ -21,6 +21,7 @@ mod price;
 mod provider;
 mod reader;
 mod resolve;
+mod rules;
 mod secret;
 mod settings;
 mod snapshot;
@@ -41,7 +42,7 @@ pub use snapshot::{BillingConfig, Durability, Https, Limits, Listen, Snapshot, S
 /// Which of the providers that are written down must be usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Providers {
-    /// All of them: a credential that is not there and a target in a dialect that is not spoken are mistakes.
+    /// All of them: a credential that is not there is a mistake.
     All,
     /// Whichever are: the others are left out with their targets, and models without a target with them.
     OnlyReady,

@@ -4,6 +4,7 @@ use super::draft::Row;
 use super::mistake::Place;
 use super::price;
 use super::reader::{Table, Value};
+use super::rules::{self, NamedRules};
 use crate::relay::meter::Price;
 
 /// The longest id, in bytes.
@@ -18,6 +19,8 @@ pub(super) struct ModelRow {
     pub(super) output_tokens_max: u64,
     pub(super) owned_by: Box<str>,
     pub(super) price: Price,
+    /// What is true of it wherever it is had.
+    pub(super) rules: NamedRules,
     pub(super) targets: Vec<TargetRow>,
 }
 
@@ -28,6 +31,7 @@ pub(super) struct TargetRow {
     pub(super) model: Box<str>,
     pub(super) weight: u32,
     pub(super) tier: u32,
+    pub(super) rules: NamedRules,
 }
 
 pub(super) fn read(value: &Value<'_>) -> Option<Row<ModelRow>> {
@@ -56,6 +60,7 @@ fn content(table: &Table<'_>) -> Option<ModelRow> {
     let owned_by = table.optional("owned_by").map_or(Some(OWNED_BY), |value| value.string());
     let price = table.required("price", r#"write price = { input = "…", output = "…" }, in USD per million tokens"#);
     let price = price.and_then(|value| price::read(&value));
+    let rules = rules::read(table);
     let targets = table.required("targets", r#"write targets = [{ provider = "…", model = "…" }]"#);
     let targets = targets.and_then(|value| targets_of(&value));
     Some(ModelRow {
@@ -63,6 +68,7 @@ fn content(table: &Table<'_>) -> Option<ModelRow> {
         output_tokens_max: output?,
         owned_by: owned_by?.into(),
         price: price?,
+        rules: rules?,
         targets: targets?,
     })
 }
@@ -94,6 +100,7 @@ fn target(item: &Value<'_>) -> Option<TargetRow> {
     let table = item.table()?;
     let provider = table.required("provider", "write the name of a [[provider]]").and_then(|value| value.string());
     let model = table.required("model", "write the provider's own name of the model").and_then(|value| value.string());
+    let rules = rules::read(&table);
     let weight = table.optional("weight").map_or(Some(1), |value| value.count());
     let tier = table
         .optional("tier")
@@ -105,6 +112,7 @@ fn target(item: &Value<'_>) -> Option<TargetRow> {
         model: model?.into(),
         weight: weight?,
         tier: tier?,
+        rules: rules?,
     })
 }
 

@@ -7,10 +7,7 @@ use super::plan::name;
 use super::reader::{Table, Value};
 use super::secret::{self, Credential};
 use super::settings::set_seconds;
-use crate::relay::route::{Address, Dialect, Endpoint, Provider, ProviderTimes, Secret};
-
-/// The deviations from a dialect that the relay knows by name. None yet; each will name what is done about it.
-const QUIRKS: &[&str] = &[];
+use crate::relay::route::{Address, Dialect, Endpoint, Provider, ProviderTimes, Quirk, Quirks, Secret};
 
 /// The provider inside this process.
 const DEMO: &str = "builtin:demo";
@@ -20,6 +17,7 @@ pub(super) struct ProviderRow {
     pub(super) dialect: Dialect,
     pub(super) endpoint: Endpoint,
     pub(super) credentials: Vec<Credential>,
+    pub(super) quirks: Quirks,
     pub(super) times: ProviderTimes,
 }
 
@@ -30,7 +28,8 @@ impl ProviderRow {
             Credential::Missing { .. } => None,
         };
         let credentials: Vec<Secret> = self.credentials.into_iter().filter_map(ready).collect();
-        Provider { name, dialect: self.dialect, endpoint: self.endpoint, credentials, times: self.times }
+        let Self { dialect, endpoint, quirks, times, .. } = self;
+        Provider { name, dialect, endpoint, credentials, quirks, times }
     }
 }
 
@@ -56,14 +55,14 @@ fn content(table: &Table<'_>) -> Option<ProviderRow> {
     if let (Some(base_url), true, Some(Dialect::Anthropic | Dialect::Gemini)) = (&base_url, is_demo, dialect) {
         base_url.report("the demo speaks OpenAI's dialect; write dialect = \"openai\"");
     }
-    quirks(table);
+    let quirks = quirks(table, dialect);
     let mut times = ProviderTimes::default();
     let time = |key, limit: &mut Duration| set_seconds(table, key, limit);
     time("connect_seconds_max", &mut times.connect);
     time("first_byte_seconds_max", &mut times.first_byte);
     time("idle_seconds_max", &mut times.idle);
     time("total_seconds_max", &mut times.total);
-    Some(ProviderRow { dialect: dialect?, endpoint: endpoint?, credentials: credentials?, times })
+    Some(ProviderRow { dialect: dialect?, endpoint: endpoint?, credentials: credentials?, quirks: quirks?, times })
 }
 
 fn credentials(table: &Table<'_>, is_demo: bool) -> Option<Vec<Credential>> {
@@ -85,13 +84,26 @@ fn credentials(table: &Table<'_>, is_demo: bool) -> Option<Vec<Credential>> {
     credentials.into_iter().collect()
 }
 
-fn quirks(table: &Table<'_>) {
-    let Some(items) = table.optional("quirks").and_then(|value| value.items()) else { return };
-    for item in items {
-        if item.string().is_some_and(|name| !QUIRKS.contains(&name)) {
-            item.report("is a quirk that nobody knows; none are known yet, so write quirks = []");
-        }
+fn quirks(table: &Table<'_>, dialect: Option<Dialect>) -> Option<Quirks> {
+    let Some(value) = table.optional("quirks") else { return Some(Quirks::NONE) };
+    // All are read before any is given up on, so that every mistake is told.
+    let quirks: Vec<Option<Quirk>> = value.items()?.iter().map(quirk).collect();
+    let quirks: Quirks = quirks.into_iter().collect::<Option<_>>()?;
+    if !quirks.is_empty() && matches!(dialect, Some(Dialect::Anthropic | Dialect::Gemini)) {
+        return value.refuse("these are deviations from OpenAI's dialect; write quirks = []");
     }
+    if quirks.has(Quirk::ThinkingObject) && quirks.has(Quirk::EnableThinking) {
+        return value.refuse("a provider has either thinking_object or enable_thinking; remove one");
+    }
+    Some(quirks)
+}
+
+fn quirk(item: &Value<'_>) -> Option<Quirk> {
+    let name = item.string()?;
+    Quirk::named(name).or_else(|| {
+        let known: Vec<&str> = Quirk::ALL.iter().map(|quirk| quirk.name()).collect();
+        item.refuse(format_args!("is a quirk that nobody knows; the quirks are {}", known.join(", ")))
+    })
 }
 
 /// Reads a `base_url`. It may hold a password where it should not, so it is not repeated.
@@ -217,9 +229,22 @@ mod tests {
     }
 
     #[test]
-    fn quirks_must_be_known() {
-        let toml = "[it]\nname = 'a'\ndialect = 'openai'\nbase_url = 'http://h'\ncredentials = []\nquirks = ['odd']";
-        let (_, told) = read_provider(toml);
-        assert!(told.starts_with("test.toml:6: it.quirks: is a quirk that nobody knows"), "{told}");
+    fn quirks_must_be_known_and_go_together() {
+        let with = |dialect: &str, quirks: &str| {
+            read_provider(&format!(
+                "[it]\nname = 'a'\ndialect = '{dialect}'\nbase_url = 'http://h'\ncredentials = []\nquirks = [{quirks}]"
+            ))
+        };
+        let (row, told) = with("openai", "'max_tokens', 'loose_answers'");
+        let quirks = row.unwrap().quirks;
+        assert_eq!((told.as_str(), quirks), ("", [Quirk::MaxTokens, Quirk::LooseAnswers].into_iter().collect()));
+        let (_, told) = with("openai", "'odd', 'max_tokens',\n'strange'");
+        assert_eq!(told.lines().count(), 2, "{told}");
+        assert!(told.starts_with("test.toml:6: it.quirks: is a quirk that nobody knows; the quirks are developer_as_"));
+        for (dialect, quirks) in [("gemini", "'max_tokens'"), ("openai", "'thinking_object', 'enable_thinking'")] {
+            let (row, told) = with(dialect, quirks);
+            assert!(row.is_none() && told.starts_with("test.toml:6: it.quirks: "), "{told}");
+        }
+        assert!(with("gemini", "").0.is_some());
     }
 }

@@ -9,8 +9,9 @@ use super::mistake::Mistakes;
 use super::model::{ModelRow, TargetRow};
 use super::plan::PlanRow;
 use super::provider::ProviderRow;
+use super::rules::NamedRules;
 use super::secret::Credential;
-use crate::relay::route::{Catalogue, Endpoint, Model, ModelRules, Plan, Provider, Target};
+use crate::relay::route::{Catalogue, Endpoint, Model, Plan, Provider, Target};
 
 /// The catalogue of a draft's rows, and what was left out of it, a line each.
 pub(super) fn catalogue(draft: Draft, providers: Providers, mistakes: &Mistakes) -> (Catalogue, Vec<String>) {
@@ -47,8 +48,6 @@ struct Offers {
 
 enum Offer {
     Ready(Arc<Provider>),
-    /// Written in a dialect that the relay cannot speak yet, which matters only where a target uses it.
-    Unspoken(Arc<Provider>),
     /// Left out, or wrong in itself; either has been told.
     Gone,
 }
@@ -61,7 +60,7 @@ impl Offers {
                 Some(row) => offers.offer(&name, row, mistakes, left_out),
                 None => Offer::Gone,
             };
-            if let Offer::Ready(provider) | Offer::Unspoken(provider) = &offer {
+            if let Offer::Ready(provider) = &offer {
                 offers.in_order.push(Arc::clone(provider));
             }
             offers.by_name.insert(name, offer);
@@ -89,22 +88,16 @@ impl Offers {
                     left_out.push(format!("provider {name}: {why}"));
                     return Offer::Gone;
                 }
-                if !row.dialect.is_spoken() {
-                    left_out.push(format!("provider {name}: its dialect, {:?}, is not spoken yet", row.dialect.name()));
-                    return Offer::Gone;
-                }
             }
         }
-        let is_spoken = row.dialect.is_spoken();
-        let provider = Arc::new(row.into_provider(name.into()));
-        if is_spoken { Offer::Ready(provider) } else { Offer::Unspoken(provider) }
+        Offer::Ready(Arc::new(row.into_provider(name.into())))
     }
 
     /// A model with the targets whose providers are there; `None` without any.
     fn model(&self, row: Row<ModelRow>, mistakes: &Mistakes, left_out: &mut Vec<String>) -> Option<Arc<Model>> {
         let Row { name: id, content, .. } = row;
-        let ModelRow { context_window, output_tokens_max, owned_by, price, targets } = content?;
-        let targets: Vec<Target> = targets.into_iter().filter_map(|row| self.target(row, &id, mistakes)).collect();
+        let ModelRow { context_window, output_tokens_max, owned_by, price, rules, targets } = content?;
+        let targets: Vec<Target> = targets.into_iter().filter_map(|row| self.target(row, &rules, mistakes)).collect();
         if targets.is_empty() {
             left_out.push(format!("model {id}: none of its providers is there"));
             return None;
@@ -112,26 +105,16 @@ impl Offers {
         Some(Arc::new(Model { id, context_window, output_tokens_max, owned_by, price, targets }))
     }
 
-    fn target(&self, row: TargetRow, model: &str, mistakes: &Mistakes) -> Option<Target> {
-        let TargetRow { place, provider, model: provider_model, weight, tier } = row;
+    fn target(&self, row: TargetRow, of_model: &NamedRules, mistakes: &Mistakes) -> Option<Target> {
+        let TargetRow { place, provider, model: provider_model, weight, tier, rules } = row;
         match self.by_name.get(&provider) {
             Some(Offer::Ready(provider)) => Some(Target {
                 provider: Arc::clone(provider),
                 model: provider_model,
                 weight,
                 tier,
-                rules: ModelRules::default(),
+                rules: rules.or(of_model),
             }),
-            Some(Offer::Unspoken(provider)) => {
-                let dialect = provider.dialect.name();
-                let what = format!(
-                    "model.targets: provider {:?} of model {model:?} speaks the {dialect:?} dialect, which this \
-                     version does not speak yet; remove the target",
-                    provider.name
-                );
-                mistakes.report(&place, what);
-                None
-            }
             Some(Offer::Gone) => None,
             None => {
                 let what = format!(

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::testing::mistakes_of;
 use super::*;
-use crate::relay::route::{Dialect, Endpoint};
+use crate::relay::route::{Dialect, Endpoint, ModelRules, Quirk, Quirks, Sampling, Thinking};
 
 const LISTEN: &str = "[listen]\nhttp = '127.0.0.1:0'\n";
 
@@ -39,20 +39,67 @@ fn read_one(text: &str, providers: Providers) -> Result<Loaded, String> {
 }
 
 #[test]
-fn the_shipped_files_lack_nothing_but_credentials_and_dialects() {
+fn the_shipped_files_lack_nothing_but_credentials() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/tollgate.toml");
-    let refused = super::read(&path, Providers::All, &|_| Some("sk-test".into())).unwrap_err();
-    assert_eq!(refused.mistakes.len(), 4, "{}", mistakes_of(&refused.mistakes));
-    assert!(refused.mistakes.iter().all(|mistake| mistake.what.contains("does not speak yet")));
-
-    let loaded = super::read(&path, Providers::OnlyReady, &|_| Some("sk-test".into())).unwrap();
+    let loaded = super::read(&path, Providers::All, &|_| Some("sk-test".into()));
+    let loaded = loaded.unwrap_or_else(|refused| panic!("{}", mistakes_of(&refused.mistakes)));
     let catalogue = &loaded.snapshot.catalogue;
-    assert_eq!((catalogue.models().len(), catalogue.providers().len()), (8, 6));
+    assert_eq!((catalogue.models().len(), catalogue.providers().len()), (12, 8));
     assert_eq!(catalogue.plan_names(), ["free", "max", "pro", "starter"]);
     assert_eq!(catalogue.model("Pro/moonshotai/Kimi-K2.6").unwrap().targets.len(), 2);
     assert_eq!(loaded.snapshot.limits, Limits::default(), "what is commented out is the default");
     assert_eq!(loaded.snapshot.billing, BillingConfig::default());
     assert_eq!(loaded.snapshot.store, StoreConfig::default());
+}
+
+#[test]
+fn the_shipped_files_name_each_providers_quirks_and_each_models_rules() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/tollgate.toml");
+    let snapshot = super::read(&path, Providers::All, &|_| Some("sk-test".into())).unwrap().snapshot;
+    for provider in snapshot.catalogue.providers() {
+        let to_the_letter = matches!(&*provider.name, "openai" | "anthropic" | "gemini");
+        assert_eq!(provider.quirks.is_empty(), to_the_letter, "{}", provider.name);
+        assert_eq!(provider.quirks.has(Quirk::LooseAnswers), !to_the_letter, "{}", provider.name);
+    }
+    let rules = |id: &str, target: usize| snapshot.catalogue.model(id).unwrap().targets[target].rules;
+    let claude = ModelRules {
+        thinking: Thinking::Adaptive { xhigh: true },
+        sampling: Sampling::None,
+        schema_with_tools: true,
+        ..ModelRules::default()
+    };
+    assert_eq!(rules("claude-opus-4-7", 0), claude);
+    let sonnet = ModelRules { thinking: Thinking::Adaptive { xhigh: false }, sampling: Sampling::OneOf, ..claude };
+    assert_eq!(rules("claude-sonnet-4-6", 0), sonnet);
+    assert_eq!(rules("gemini-2.5-pro", 0).thinking, Thinking::Budget { min: 128, max: 32_768 });
+    assert_eq!(rules("gemini-2.5-flash", 0).thinking, Thinking::Budget { min: 0, max: 24_576 });
+    let kimi = [0, 1].map(|target| rules("Pro/moonshotai/Kimi-K2.6", target).sampling);
+    assert_eq!(kimi, [Sampling::Free, Sampling::None], "the maker's own rule");
+    assert_eq!(rules("gpt-4o", 0), ModelRules::default());
+}
+
+#[test]
+fn the_examples_of_other_providers_are_good_once_uncommented() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/providers.toml");
+    let text = std::fs::read_to_string(shipped).unwrap();
+    let (_, examples) = text.split_once("# Others, as examples.").unwrap();
+    let examples: Vec<&str> = examples.lines().skip(1).map(|line| line.trim_start_matches('#').trim_start()).collect();
+    let file = format!("{LISTEN}{}", examples.join("\n"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tollgate.toml");
+    std::fs::write(&path, file).unwrap();
+    let loaded = super::read(&path, Providers::All, &|_| Some("sk-test".into()));
+    let loaded = loaded.unwrap_or_else(|refused| panic!("{}", mistakes_of(&refused.mistakes)));
+    let names: Vec<&str> = loaded.snapshot.catalogue.providers().iter().map(|provider| &*provider.name).collect();
+    assert_eq!(names, ["azure", "openrouter", "groq", "mistral", "xai", "vllm", "ollama"]);
+    assert!(loaded.snapshot.catalogue.providers().iter().all(|provider| provider.quirks != Quirks::NONE));
+    // And every quirk is explained where operators look for it.
+    for quirk in Quirk::ALL {
+        assert!(
+            text.contains(&format!("#   {}", quirk.name())) || text.contains(&format!(", {}", quirk.name())),
+            "{quirk:?}"
+        );
+    }
 }
 
 #[test]
@@ -119,7 +166,7 @@ credentials = [{{ env = 'NO_KEY' }}]
 name = 'b'
 dialect = 'gemini'
 base_url = 'https://b.example'
-credentials = [{{ env = 'GOOD_KEY' }}]
+credentials = [{{ env = 'BAD_KEY' }}]
 [[provider]]
 name = 'c'
 dialect = 'openai'
@@ -143,8 +190,8 @@ targets = [{{ provider = 'a', model = 'x' }}, {{ provider = 'c', model = 'x' }}]
     let lines: Vec<&str> = told.lines().collect();
     assert_eq!(lines.len(), 3, "{told}");
     assert!(lines[0].starts_with("tollgate.toml:17: provider.credentials: the environment variable NO_KEY is not set"));
-    assert!(lines[1].starts_with("tollgate.toml:27: "), "{told}");
-    assert!(lines[2].starts_with("tollgate.toml:33: ") && lines[2].contains("\"gemini\" dialect"), "{told}");
+    assert!(lines[1].starts_with("tollgate.toml:22: ") && lines[1].contains("BAD_KEY"), "{told}");
+    assert!(lines[2].starts_with("tollgate.toml:27: "), "{told}");
 
     let loaded = read_one(&text, Providers::OnlyReady).unwrap();
     let ids: Vec<&str> = loaded.snapshot.catalogue.models().iter().map(|model| &*model.id).collect();
@@ -153,13 +200,6 @@ targets = [{{ provider = 'a', model = 'x' }}, {{ provider = 'c', model = 'x' }}]
     assert_eq!((halved.targets.len(), &*halved.targets[0].provider.name), (1, "c"));
     assert_eq!(halved.targets[0].provider.credentials.len(), 1);
     assert_eq!(loaded.left_out.len(), 3, "{:?}", loaded.left_out);
-}
-
-#[test]
-fn an_unspoken_dialect_that_no_target_uses_is_no_mistake() {
-    let provider = "[[provider]]\nname = 'b'\ndialect = 'gemini'\nbase_url = 'https://b.example'\ncredentials = []\n";
-    let loaded = read_one(&format!("{LISTEN}{provider}"), Providers::All).unwrap();
-    assert_eq!(loaded.snapshot.catalogue.providers().len(), 1);
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> Provi
         429 => provider(Cause::UpstreamRateLimited, "The provider is limiting the relay's requests.".into()),
         408 | 504 => provider(Cause::UpstreamTimeout, "The provider took too long.".into()),
         // Of an unknown model or path the request is innocent: the relay's own catalogue named them.
-        404 if !report.is_shaped || report.code.as_deref() == Some("model_not_found") => {
+        404 if !report.is_shaped || report.is_unknown_model() => {
             provider(Cause::UpstreamError, "The provider does not know what the relay asked it for.".into())
         }
         400 | 404 | 409 | 413 | 415 | 422 => report.request_fault(Cause::InvalidValue, None),
@@ -81,15 +81,12 @@ impl Report {
         let value = value.get(0).unwrap_or(&value);
         let error = value.get("error").filter(|error| error.is_object()).unwrap_or(value);
         let detail = value.get("detail").or_else(|| error.get("detail"));
-        let message = [value.get("error"), error.get("message"), detail, error.get("msg"), Some(value)]
-            .into_iter()
-            .flatten()
-            .find_map(Value::as_str);
-        let message = match (message, detail) {
-            (Some(message), _) => cut(message, MESSAGE_CHARS_MAX),
-            (None, Some(detail)) => cut(&detail.to_string(), MESSAGE_CHARS_MAX),
-            (None, None) => String::new(),
-        };
+        let said = [relayed(error), value.get("error"), error.get("message"), detail, error.get("msg"), Some(value)];
+        let message = said.into_iter().flatten().find_map(Value::as_str).map(str::to_owned);
+        // Mistral and all who use the same framework list what is wrong with each field.
+        let list = || detail.or_else(|| error.get("message").map(|nested| nested.get("detail").unwrap_or(nested)));
+        let message = message.or_else(|| list().filter(|list| !list.is_null()).map(Value::to_string));
+        let message = cut(&message.unwrap_or_default(), MESSAGE_CHARS_MAX);
         Self {
             is_shaped: !message.is_empty(),
             message,
@@ -101,15 +98,46 @@ impl Report {
 
     /// The provider will not speak of what the request is about.
     fn is_moderation(&self) -> bool {
-        matches!(self.code.as_deref(), Some("content_filter" | "data_inspection_failed" | "1301"))
-            || self.message.contains("Content Exists Risk")
+        let words = ["content_filter", "data_inspection_failed", "DataInspectionFailed", "1301"];
+        self.has_word(&words) || self.message.contains("Content Exists Risk")
+    }
+
+    /// The relay's own catalogue names a model that the provider does not have.
+    fn is_unknown_model(&self) -> bool {
+        self.has_word(&["model_not_found", "DeploymentNotFound"])
     }
 
     /// The operator's account with the provider is empty.
     fn is_out_of_funds(&self) -> bool {
-        [&self.code, &self.kind].into_iter().flatten().any(|word| {
-            matches!(word.as_str(), "insufficient_quota" | "exceeded_current_quota_error" | "1113" | "30001")
-        })
+        // In the order of WIRE §7: OpenAI, Moonshot, Zhipu, SiliconFlow; and DashScope, which says it with status 400.
+        self.has_word(&["insufficient_quota", "exceeded_current_quota_error", "1113", "30001", "Arrearage"])
+    }
+
+    /// Whether its code or its type is one of these.
+    fn has_word(&self, words: &[&str]) -> bool {
+        [&self.code, &self.kind].into_iter().flatten().any(|word| words.contains(&word.as_str()))
+    }
+
+    /// Vendors that have no code for a prompt that is too long still say it.
+    fn is_too_long(&self) -> bool {
+        const WORDS: [&str; 8] = [
+            "maximum context length",
+            "context_length_exceeded",
+            "prompt is too long",
+            // Moonshot, DashScope, SiliconFlow, Groq, Mistral.
+            "exceeded model token limit",
+            "Range of input length should be",
+            "must be less than max_seq_len",
+            "reduce the length of the messages",
+            "too large for model with",
+        ];
+        WORDS.iter().any(|words| self.message.contains(words))
+    }
+
+    /// Whether the code says no more than the type or the status: DeepSeek's is always the type, others' are numbers.
+    fn has_own_code(&self) -> bool {
+        let code = self.code.as_deref().unwrap_or_default();
+        Some(code) != self.kind.as_deref() && !code.bytes().all(|byte| byte.is_ascii_digit())
     }
 
     fn request_fault(self, cause: Cause, code: Option<&str>) -> ProviderError {
@@ -117,15 +145,20 @@ impl Report {
             message if message.is_empty() => "The provider refused the request and did not say why.".to_owned(),
             message => message,
         };
-        let code = code.map(str::to_owned).or(self.code).or_else(|| {
-            // Vendors that have no code for it still say it.
-            let too_long = ["maximum context length", "context_length_exceeded", "prompt is too long"];
-            too_long.iter().any(|words| message.contains(words)).then(|| "context_length_exceeded".to_owned())
-        });
-        let kind = self.kind.as_deref().unwrap_or(cause.kind());
+        let too_long = (!self.has_own_code() && self.is_too_long()).then_some("context_length_exceeded");
+        // Where the relay has a word for it, the type is OpenAI's as well.
+        let known = code.or(too_long);
+        let kind = self.kind.as_deref().filter(|_| known.is_none()).unwrap_or(cause.kind());
+        let code = known.or(self.code.as_deref());
         let body = serde_json::json!({"error": {"message": message, "type": kind, "param": self.param, "code": code}});
         ProviderError::Request { cause, body: body.to_string().into() }
     }
+}
+
+/// What the provider behind a relay such as OpenRouter said, where the relay says no more than that one did.
+fn relayed(error: &Value) -> Option<&Value> {
+    let is_empty = error.get("message").and_then(Value::as_str) == Some("Provider returned error");
+    error.pointer("/metadata/raw").filter(|_| is_empty)
 }
 
 fn text(value: Option<&Value>) -> Option<String> {
@@ -148,7 +181,7 @@ fn redact(message: &str) -> String {
     while !rest.is_empty() {
         let word_bytes = rest.find(|character| !is_part(character)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(word_bytes);
-        let is_secret = ["sk-", "org-", "proj_", "tp-", "gsk_"]
+        let is_secret = ["sk-", "ak-", "org-", "proj_", "tp-", "gsk_"]
             .iter()
             .any(|prefix| word.starts_with(prefix) && word.len() > prefix.len());
         redacted.push_str(if is_secret { "***" } else { word });
@@ -226,6 +259,53 @@ mod tests {
     }
 
     #[test]
+    fn what_vendors_mean_has_openais_words() {
+        for (body, kind, code) in [
+            (
+                r#"{"error":{"message":"This model's maximum context length is 9 tokens.","type":"invalid_request_error","param":null,"code":"invalid_request_error"}}"#,
+                "invalid_request_error",
+                "context_length_exceeded",
+            ),
+            (
+                r#"{"error":{"message":"Invalid request: Your request exceeded model token limit: 262144 (requested: 558009)","type":"invalid_request_error"}}"#,
+                "invalid_request_error",
+                "context_length_exceeded",
+            ),
+            (
+                r#"{"error":{"message":"This endpoint's maximum context length is 9 tokens.","code":400}}"#,
+                "invalid_request_error",
+                "context_length_exceeded",
+            ),
+            (
+                r#"{"error":{"code":"data_inspection_failed","param":null,"message":"m","type":"data_inspection_failed"}}"#,
+                "invalid_request_error",
+                "content_filter",
+            ),
+            (
+                r#"{"error":{"message":"rejected because it was considered high risk","type":"content_filter"}}"#,
+                "invalid_request_error",
+                "content_filter",
+            ),
+            (
+                r#"{"code":"1500","message":"Invalid model: x","object":"error","param":null,"type":"invalid_model"}"#,
+                "invalid_model",
+                "1500",
+            ),
+        ] {
+            let error = request_fault(400, body);
+            assert_eq!((&error["type"], &error["code"]), (&json!(kind), &json!(code)), "{body}");
+        }
+    }
+
+    #[test]
+    fn lists_and_relayed_words_are_told() {
+        let list = r#"{"object":"error","message":{"detail":[{"loc":["body","store"]}]},"type":"t","code":null}"#;
+        assert_eq!(request_fault(422, list)["message"], r#"[{"loc":["body","store"]}]"#);
+        let relayed = r#"{"error":{"message":"Provider returned error","code":400,"metadata":{"raw":"too hot"}}}"#;
+        assert_eq!(request_fault(400, relayed)["message"], "too hot");
+    }
+
+    #[test]
     fn the_operators_trouble_is_told_as_a_kind() {
         let limited =
             r#"{"error":{"message":"Rate limit reached in organization org-SYNTH","code":"rate_limit_exceeded"}}"#;
@@ -240,6 +320,15 @@ mod tests {
             (429, limited, Cause::UpstreamRateLimited),
             (429, quota, Cause::UpstreamAuth),
             (429, r#"{"error":{"code":"1113","message":"balance"}}"#, Cause::UpstreamAuth),
+            (429, r#"{"error":{"code":"1302","message":"busy"}}"#, Cause::UpstreamRateLimited),
+            (429, r#"{"error":{"message":"org-SYNTH","type":"exceeded_current_quota_error"}}"#, Cause::UpstreamAuth),
+            (429, r#"{"error":{"message":"busy","type":"engine_overloaded_error"}}"#, Cause::UpstreamRateLimited),
+            (429, r#"{"message":"TPM limit reached.","data":null}"#, Cause::UpstreamRateLimited),
+            (403, r#"{"code":30001,"message":"your account balance","data":null}"#, Cause::UpstreamAuth),
+            (400, r#"{"error":{"code":"Arrearage","message":"balance"}}"#, Cause::UpstreamAuth),
+            (401, r#"{"detail":"Invalid API Key"}"#, Cause::UpstreamAuth),
+            (404, r#"{"error":{"message":"m","code":"DeploymentNotFound"}}"#, Cause::UpstreamError),
+            (503, r#"{"code":50505,"message":"overloaded","data":null}"#, Cause::UpstreamError),
             (500, "<html>", Cause::UpstreamError),
             (504, "", Cause::UpstreamTimeout),
             (529, "", Cause::UpstreamError),

@@ -52,6 +52,11 @@ impl<'a> Cursor<'a> {
         Self { bytes, at: 0, depth: 0 }
     }
 
+    /// Inside of a text, before a value that begins there: what is found is told by its place in the whole.
+    pub fn within(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at, depth: 0 }
+    }
+
     /// Bytes from the beginning of the text.
     pub fn at(&self) -> usize {
         self.at

@@ -37,7 +37,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::relay::route::{Dialect, Endpoint, ModelRules, Provider, ProviderTimes};
+    use crate::relay::route::{Dialect, Endpoint, ModelRules, Provider, ProviderTimes, Quirks};
 
     fn target(name: &str, weight: u32, tier: u32) -> Target {
         let provider = Arc::new(Provider {
@@ -45,6 +45,7 @@ mod tests {
             dialect: Dialect::OpenAi,
             endpoint: Endpoint::Demo,
             credentials: Vec::new(),
+            quirks: Quirks::NONE,
             times: ProviderTimes::default(),
         });
         Target { provider, model: "m".into(), weight, tier, rules: ModelRules::default() }

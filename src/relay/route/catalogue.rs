@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ModelRules, Secret};
+use super::{ModelRules, Quirks, Secret};
 use crate::relay::meter::Price;
 
 /// The models, providers and plans of one configuration.
@@ -100,6 +100,8 @@ pub struct Provider {
     pub endpoint: Endpoint,
     /// Used in turn; empty only for [`Endpoint::Demo`] and for providers that ask for none.
     pub credentials: Vec<Secret>,
+    /// How it deviates from its dialect.
+    pub quirks: Quirks,
     /// How long it may take.
     pub times: ProviderTimes,
 }
@@ -123,11 +125,6 @@ impl Dialect {
             Dialect::Anthropic => "anthropic",
             Dialect::Gemini => "gemini",
         }
-    }
-
-    /// Whether the relay can speak it yet.
-    pub fn is_spoken(self) -> bool {
-        matches!(self, Dialect::OpenAi)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod candidates;
 mod catalogue;
+mod quirks;
 mod rules;
 mod secret;
 
@@ -9,5 +10,6 @@ pub use candidates::candidates;
 pub use catalogue::{
     Address, Catalogue, Dialect, Endpoint, Model, Plan, Provider, ProviderTimes, Target, UnknownDialect,
 };
+pub use quirks::{Quirk, Quirks};
 pub use rules::{ModelRules, Sampling, SchemaForm, Thinking};
 pub use secret::Secret;

@@ -21,6 +21,8 @@ pub enum Thinking {
     /// It is not: `reasoning_effort` has no place.
     #[default]
     None,
+    /// It is switched on or off, and there is no more to say.
+    Switch,
     /// By a budget of tokens. `min` is the least that it takes; 0 where it can be turned off.
     Budget {
         /// Tokens.

@@ -7,6 +7,7 @@ mod answer;
 mod chunk;
 mod fields;
 mod outlet;
+mod quirks;
 #[cfg(test)]
 mod recordings;
 mod request;
@@ -14,5 +15,6 @@ mod usage;
 mod whole;
 
 pub use answer::StreamReader;
+pub use quirks::{LOOSE_DOCUMENT_BYTES_MAX, LOOSE_EVENT_BYTES_MAX, LooseDocument, LooseStream, outgoing};
 pub use request::ChatRequest;
 pub use whole::JsonReader;

@@ -11,7 +11,7 @@ use crate::relay::json::Cursor;
 use crate::relay::sse::{Piece, SseParser};
 
 /// Cuts a text at places that look random and are the same in every run.
-fn cut(mut rest: &[u8], bytes_max: usize) -> Vec<&[u8]> {
+pub(super) fn cut(mut rest: &[u8], bytes_max: usize) -> Vec<&[u8]> {
     let mut state = rest.len() as u64;
     let mut chunks = Vec::new();
     while !rest.is_empty() {
@@ -26,7 +26,7 @@ fn cut(mut rest: &[u8], bytes_max: usize) -> Vec<&[u8]> {
 }
 
 /// The cases whose answers are in OpenAI's dialect, of all providers; empty where the recordings are not.
-fn cases() -> Vec<PathBuf> {
+pub(super) fn cases() -> Vec<PathBuf> {
     let root = std::env::var_os("TOLLGATE_RECORDINGS").map_or_else(|| "../shared/recordings".into(), PathBuf::from);
     let folders = |path: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
@@ -41,7 +41,7 @@ fn cases() -> Vec<PathBuf> {
     cases.into_iter().filter(|case| json(case, "expect.json")["protocol"] == "openai").collect()
 }
 
-fn json(case: &Path, name: &str) -> Value {
+pub(super) fn json(case: &Path, name: &str) -> Value {
     std::fs::read(case.join(name)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
@@ -52,7 +52,7 @@ fn prose(expect: &Value) -> String {
     choices.filter_map(|choice| choice["text"].as_str()).collect()
 }
 
-fn has_text(expect: &Value) -> bool {
+pub(super) fn has_text(expect: &Value) -> bool {
     expect["choices"].as_array().into_iter().flatten().any(|choice| {
         let said = |key: &str| choice[key].as_str().is_some_and(|text| !text.is_empty());
         said("text")
@@ -96,7 +96,7 @@ fn check_text(case: &Path, expect: &Value, reader: &dyn Answer) {
     }
 }
 
-fn outcome(expect: &Value) -> Outcome {
+pub(super) fn outcome(expect: &Value) -> Outcome {
     match expect["outcome"].as_str() {
         Some("ok") => Outcome::Complete,
         Some("truncated") => Outcome::Truncated,
@@ -104,7 +104,7 @@ fn outcome(expect: &Value) -> Outcome {
     }
 }
 
-fn choices(expect: &Value) -> u64 {
+pub(super) fn choices(expect: &Value) -> u64 {
     expect["choices"].as_array().map_or(1, Vec::len).max(1) as u64
 }
 

@@ -122,15 +122,7 @@ impl ChatRequest {
     /// [`Self::for_upstream`] in parts to send one after the other: slices of the body, and what changes between them.
     /// Nothing of the body is copied.
     pub fn upstream_parts(&self, model: &str) -> Vec<Bytes> {
-        let mut edits = Vec::with_capacity(2);
-        if let Some((asked, span)) = &self.fields.model
-            && **asked != *model
-        {
-            let mut text = Vec::with_capacity(model.len() + 2);
-            write_string(&mut text, model);
-            edits.push((span.clone(), text.into()));
-        }
-        edits.extend(self.usage_edit());
+        let mut edits: Vec<_> = self.model_edit(model).into_iter().chain(self.usage_edit()).collect();
         edits.sort_unstable_by_key(|(span, _)| span.start);
         let mut parts = Vec::with_capacity(2 * edits.len() + 1);
         let mut from = 0;
@@ -143,8 +135,21 @@ impl ChatRequest {
         parts
     }
 
+    /// What must change for the provider to know the model.
+    pub(super) fn model_edit(&self, model: &str) -> Option<(Range<usize>, Bytes)> {
+        let (_, span) = self.fields.model.as_ref().filter(|(asked, _)| **asked != *model)?;
+        let mut text = Vec::with_capacity(model.len() + 2);
+        write_string(&mut text, model);
+        Some((span.clone(), text.into()))
+    }
+
+    /// Where the raw `messages` array stands in the body.
+    pub(super) fn messages_span(&self) -> Range<usize> {
+        self.fields.messages.clone().unwrap_or_default()
+    }
+
     /// What must change for a stream to report its usage.
-    fn usage_edit(&self) -> Option<(Range<usize>, Bytes)> {
+    pub(super) fn usage_edit(&self) -> Option<(Range<usize>, Bytes)> {
         let Some((true, stream_end)) = self.fields.stream else { return None };
         let (span, text): (_, &'static str) = match &self.fields.stream_options {
             None => (stream_end..stream_end, r#","stream_options":{"include_usage":true}"#),

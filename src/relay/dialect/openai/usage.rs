@@ -95,6 +95,23 @@ impl Report {
     }
 }
 
+/// Writes OpenAI's usage object. Tokens written to a cache, which OpenAI's own has no place for, are an extension.
+pub(super) fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
+    let (prompt, output, total) = (usage.prompt(), usage.output, usage.total());
+    let (cached, reasoning) = (usage.cache_read, usage.reasoning);
+    let written = usage.cache_write_5m.saturating_add(usage.cache_write_1h);
+    let mut text = format!(
+        "{{\"prompt_tokens\":{prompt},\"completion_tokens\":{output},\"total_tokens\":{total},\
+         \"prompt_tokens_details\":{{\"cached_tokens\":{cached}}},\
+         \"completion_tokens_details\":{{\"reasoning_tokens\":{reasoning}}}"
+    );
+    if written > 0 {
+        text.push_str(&format!(",\"cache_creation_input_tokens\":{written}"));
+    }
+    text.push('}');
+    out.extend_from_slice(text.as_bytes());
+}
+
 /// A count of tokens; `None` if it is null or no whole number.
 fn count(cursor: &mut Cursor<'_>) -> Result<Option<u64>, Fault> {
     let text = cursor.raw()?;
