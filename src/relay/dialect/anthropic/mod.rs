@@ -23,6 +23,8 @@
 //!
 //! Deliberately absent: server tools, files by id, the legacy `functions`. Requests with them are refused.
 
+#[cfg(test)]
+mod client;
 mod error;
 mod event;
 mod reasoning;

@@ -14,7 +14,7 @@ mod parts;
 mod refuse;
 mod stop;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod tools;
 
 use cache::CacheMarks;
