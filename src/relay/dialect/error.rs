@@ -39,7 +39,7 @@ pub fn error_event(refusal: &Refusal) -> Bytes {
 
 /// Reads a provider's answer of that status, of which at most 64 KiB of body matter.
 pub fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> ProviderError {
-    let report = Report::read(&body[..body.len().min(BODY_BYTES_MAX)]);
+    let report = Report::read(body);
     let provider = |cause, message: Cow<'static, str>| {
         ProviderError::Provider(Refusal { retry_after_ms, ..Refusal::new(cause, message) })
     };
@@ -63,17 +63,19 @@ pub fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> Provi
 
 /// What an error's body says, in whichever of the shapes that vendors use (WIRE §7).
 #[derive(Debug, Default)]
-struct Report {
-    message: String,
-    kind: Option<String>,
-    param: Option<String>,
-    code: Option<String>,
+pub(super) struct Report {
+    pub(super) message: String,
+    pub(super) kind: Option<String>,
+    pub(super) param: Option<String>,
+    pub(super) code: Option<String>,
     /// It is an error object, not a page of HTML or the like.
-    is_shaped: bool,
+    pub(super) is_shaped: bool,
 }
 
 impl Report {
-    fn read(body: &[u8]) -> Self {
+    /// Reads a body of which at most 64 KiB matter.
+    pub(super) fn read(body: &[u8]) -> Self {
+        let body = &body[..body.len().min(BODY_BYTES_MAX)];
         let Ok(value) = serde_json::from_slice::<Value>(body) else {
             return Self { message: cut(&String::from_utf8_lossy(body), TEXT_CHARS_MAX), ..Self::default() };
         };
@@ -140,7 +142,8 @@ impl Report {
         Some(code) != self.kind.as_deref() && !code.bytes().all(|byte| byte.is_ascii_digit())
     }
 
-    fn request_fault(self, cause: Cause, code: Option<&str>) -> ProviderError {
+    /// The fault of a request, in the provider's words; with this code, the provider's own, or what the words tell.
+    pub(super) fn request_fault(self, cause: Cause, code: Option<&str>) -> ProviderError {
         let message = match redact(&self.message) {
             message if message.is_empty() => "The provider refused the request and did not say why.".to_owned(),
             message => message,

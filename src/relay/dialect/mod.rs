@@ -4,6 +4,7 @@
 //! speak the same, what goes in comes out; where not, events go in and the client's events come out. Either way nothing is
 //! kept of the text but a bounded sample, and no tree is built of a delta.
 
+pub mod anthropic;
 mod error;
 pub mod openai;
 
@@ -23,6 +24,12 @@ pub trait Answer: Send {
 
     /// What the provider has reported so far; `None` if nothing, or nothing but zeros.
     fn usage(&self) -> Option<Usage>;
+
+    /// Whether [`Self::usage`], where there is one, tells all of the output. Not while a provider that reports the prompt
+    /// first has still to report the answer: if that breaks off, the prompt is as reported and the output has to be counted.
+    fn output_is_reported(&self) -> bool {
+        true
+    }
 
     /// The text that has passed, sampled, to count tokens by where nothing was reported.
     fn sample(&self) -> &SampledText;

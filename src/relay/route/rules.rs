@@ -13,6 +13,10 @@ pub struct ModelRules {
     pub prefill: bool,
     /// Whether a schema and tools may be asked for together.
     pub schema_with_tools: bool,
+    /// Whether it has to be asked for what it thinks: without, it thinks and does not tell.
+    pub show_thinking: bool,
+    /// Whether the operator's words may stand between the turns, not only before them.
+    pub system_turns: bool,
 }
 
 /// How a model is asked to think.

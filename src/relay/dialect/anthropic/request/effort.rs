@@ -1,0 +1,181 @@
+//! How long the answer may be, how much is thought before it, and what chance has a say in.
+
+use super::fields::Fields;
+use super::refuse::Path;
+use crate::relay::refusal::Refusal;
+use crate::relay::route::{ModelRules, Sampling, Thinking};
+
+/// The least that Anthropic takes as a budget.
+const BUDGET_TOKENS_MIN: u64 = 1024;
+/// While the model thinks, Anthropic takes a `top_p` from here on.
+const TOP_P_THINKING_MIN: f64 = 0.95;
+
+/// OpenAI's `reasoning_effort`, and `max`, which only some models know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    ExtraHigh,
+    Max,
+}
+
+/// What is said of length and thinking.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) tokens_max: u64,
+    thinking: Mode,
+    /// `output_config.effort`.
+    effort: Option<&'static str>,
+    shows_thinking: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Nothing is said of it.
+    Unsaid,
+    Disabled,
+    Budget(u64),
+    Adaptive,
+}
+
+impl Effort {
+    fn read(fields: &Fields<'_>) -> Result<Option<Self>, Refusal> {
+        let Some(word) = fields.reasoning_effort else { return Ok(None) };
+        Ok(Some(match word.raw() {
+            b"none" => Self::None,
+            b"minimal" => Self::Minimal,
+            b"low" => Self::Low,
+            b"medium" => Self::Medium,
+            b"high" => Self::High,
+            b"xhigh" => Self::ExtraHigh,
+            b"max" => Self::Max,
+            _ => {
+                return Err(Path::Field("reasoning_effort").invalid(
+                    "Invalid 'reasoning_effort': expected one of 'none', 'minimal', 'low', 'medium', 'high' and 'xhigh'.",
+                ));
+            }
+        }))
+    }
+
+    /// The budget for models that are asked in tokens (WIRE §2).
+    fn budget_tokens(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Minimal => 1024,
+            Self::Low => 2048,
+            Self::Medium => 10_000,
+            Self::High => 16_384,
+            Self::ExtraHigh | Self::Max => 32_768,
+        }
+    }
+
+    fn word(self, knows_xhigh: bool) -> &'static str {
+        match self {
+            Self::None | Self::Minimal | Self::Low => "low",
+            Self::Medium => "medium",
+            Self::ExtraHigh if knows_xhigh => "xhigh",
+            Self::High | Self::ExtraHigh => "high",
+            Self::Max => "max",
+        }
+    }
+}
+
+impl Plan {
+    /// Makes one from what the client asked for. `may_think` is false where Anthropic would refuse a request that thinks.
+    pub(super) fn make(
+        fields: &mut Fields<'_>,
+        rules: &ModelRules,
+        tokens_asked: Option<u64>,
+        output_tokens_max: u64,
+        may_think: bool,
+    ) -> Result<Self, Refusal> {
+        let output_tokens_max = output_tokens_max.max(1);
+        let tokens_max = tokens_asked.unwrap_or(output_tokens_max).min(output_tokens_max);
+        let unsaid = Self { tokens_max, thinking: Mode::Unsaid, effort: None, shows_thinking: rules.show_thinking };
+        let Some(effort) = Effort::read(fields)? else { return Ok(unsaid) };
+        let plan = match rules.thinking {
+            Thinking::Budget { .. } if effort == Effort::None => return Ok(unsaid),
+            Thinking::Budget { min, max } if may_think => {
+                let least = BUDGET_TOKENS_MIN.max(min.into());
+                let wanted = effort.budget_tokens().min(max.into()).max(least);
+                unsaid.with_budget(wanted, least, output_tokens_max)
+            }
+            Thinking::Adaptive { .. } if effort == Effort::None => Some(Self { thinking: Mode::Disabled, ..unsaid }),
+            Thinking::Adaptive { xhigh } => {
+                let thinking = if may_think { Mode::Adaptive } else { Mode::Unsaid };
+                Some(Self { thinking, effort: Some(effort.word(xhigh)), ..unsaid })
+            }
+            Thinking::Budget { .. } | Thinking::Level | Thinking::None => None,
+        };
+        let Some(plan) = plan else {
+            if effort != Effort::None {
+                fields.drop("reasoning_effort");
+            }
+            return Ok(Self { tokens_max, thinking: Mode::Unsaid, effort: None, shows_thinking: false });
+        };
+        Ok(plan)
+    }
+
+    /// Anthropic counts thinking into the answer's length. What the client asked for is meant for the answer, so that the
+    /// length grows by the budget, as far as it may; if the budget has to give way, a quarter is left for the answer.
+    fn with_budget(self, wanted: u64, least: u64, output_tokens_max: u64) -> Option<Self> {
+        let asked = self.tokens_max;
+        let tokens_max = asked.saturating_add(wanted).min(output_tokens_max);
+        let room = (tokens_max - asked).max(tokens_max - tokens_max / 4).min(tokens_max.saturating_sub(1));
+        let budget = wanted.min(room);
+        (budget >= least).then_some(Self { tokens_max, thinking: Mode::Budget(budget), ..self })
+    }
+
+    pub(super) fn thinks(&self) -> bool {
+        matches!(self.thinking, Mode::Budget(_) | Mode::Adaptive)
+    }
+
+    /// Appends `thinking`.
+    pub(super) fn write_thinking(&self, out: &mut Vec<u8>) {
+        let text = match self.thinking {
+            Mode::Unsaid => return,
+            Mode::Disabled => ",\"thinking\":{\"type\":\"disabled\"".to_owned(),
+            Mode::Adaptive => ",\"thinking\":{\"type\":\"adaptive\"".to_owned(),
+            Mode::Budget(tokens) => format!(",\"thinking\":{{\"type\":\"enabled\",\"budget_tokens\":{tokens}"),
+        };
+        out.extend_from_slice(text.as_bytes());
+        if self.shows_thinking && self.thinks() {
+            out.extend_from_slice(b",\"display\":\"summarized\"");
+        }
+        out.push(b'}');
+    }
+
+    /// The word for `output_config.effort`.
+    pub(super) fn effort(&self) -> Option<&'static str> {
+        self.effort
+    }
+}
+
+/// Appends temperature, top_p and top_k, as far as the model takes them.
+pub(super) fn write_sampling(out: &mut Vec<u8>, fields: &mut Fields<'_>, rules: &ModelRules, thinks: bool) {
+    let is_free = rules.sampling != Sampling::None;
+    let (temperature, top_p, top_k) = (fields.temperature, fields.top_p, fields.top_k);
+    let keeps_temperature = is_free && !thinks;
+    let displaces = keeps_temperature && temperature.is_some() && rules.sampling == Sampling::OneOf;
+    let is_near_one = |text: &str| text.parse::<f64>().is_ok_and(|top_p| top_p >= TOP_P_THINKING_MIN);
+    let keeps_top_p = is_free && !displaces && (!thinks || top_p.is_some_and(is_near_one));
+    for (name, value, keeps) in [
+        // OpenAI's scale goes to 2, Anthropic's to 1.
+        ("temperature", temperature.map(|text| if exceeds_one(text) { "1" } else { text }), keeps_temperature),
+        ("top_p", top_p, keeps_top_p),
+        ("top_k", top_k, is_free && !thinks),
+    ] {
+        match value {
+            Some(value) if keeps => out.extend_from_slice(format!(",\"{name}\":{value}").as_bytes()),
+            Some(_) => fields.drop(name),
+            None => {}
+        }
+    }
+}
+
+fn exceeds_one(number: &str) -> bool {
+    number.parse::<f64>().is_ok_and(|number| number > 1.0)
+}
