@@ -12,6 +12,8 @@ pub(super) struct NamedRules {
     schema: Option<SchemaForm>,
     prefill: Option<bool>,
     schema_with_tools: Option<bool>,
+    show_thinking: Option<bool>,
+    system_turns: Option<bool>,
 }
 
 impl NamedRules {
@@ -23,6 +25,8 @@ impl NamedRules {
             schema: self.schema.or(model.schema).unwrap_or_default(),
             prefill: self.prefill.or(model.prefill).unwrap_or_default(),
             schema_with_tools: self.schema_with_tools.or(model.schema_with_tools).unwrap_or_default(),
+            show_thinking: self.show_thinking.or(model.show_thinking).unwrap_or_default(),
+            system_turns: self.system_turns.or(model.system_turns).unwrap_or_default(),
         }
     }
 }
@@ -40,12 +44,16 @@ pub(super) fn read(table: &Table<'_>) -> Option<NamedRules> {
     });
     let prefill = optional(table, "prefill", |value| value.boolean());
     let schema_with_tools = optional(table, "schema_with_tools", |value| value.boolean());
+    let show_thinking = optional(table, "show_thinking", |value| value.boolean());
+    let system_turns = optional(table, "system_turns", |value| value.boolean());
     Some(NamedRules {
         thinking: thinking?,
         sampling: sampling?,
         schema: schema?,
         prefill: prefill?,
         schema_with_tools: schema_with_tools?,
+        show_thinking: show_thinking?,
+        system_turns: system_turns?,
     })
 }
 
@@ -128,7 +136,7 @@ mod tests {
             sampling: Sampling::OneOf,
             schema: SchemaForm::ForcedTool,
             prefill: false,
-            schema_with_tools: false,
+            ..ModelRules::default()
         };
         assert_eq!(target.or(&model), expected);
         assert_eq!(NamedRules::default().or(&NamedRules::default()), ModelRules::default());

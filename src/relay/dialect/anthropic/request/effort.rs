@@ -108,7 +108,7 @@ impl Plan {
                 let thinking = if may_think { Mode::Adaptive } else { Mode::Unsaid };
                 Some(Self { thinking, effort: Some(effort.word(xhigh)), ..unsaid })
             }
-            Thinking::Budget { .. } | Thinking::Level | Thinking::None => None,
+            Thinking::Budget { .. } | Thinking::Switch | Thinking::Level | Thinking::None => None,
         };
         let Some(plan) = plan else {
             if effort != Effort::None {

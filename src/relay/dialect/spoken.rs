@@ -1,0 +1,60 @@
+//! The one place that asks which dialect a provider speaks: how a request is said to it, how its answer is read, and what
+//! its errors mean.
+
+use super::gemini::SignatureScope;
+use super::openai::{self, ChatRequest, JsonReader, LooseDocument, LooseStream, StreamReader};
+use super::{Answer, AnswerTerms, Outgoing, ProviderError, anthropic, gemini};
+use crate::relay::refusal::Refusal;
+use crate::relay::route::{Dialect, Quirk, Target};
+
+/// The request as the target's provider gets it. `output_tokens_max` is the most that the model answers with.
+///
+/// # Errors
+/// What this provider cannot be asked, with the parameter at fault.
+pub fn outgoing(
+    request: &ChatRequest,
+    target: &Target,
+    output_tokens_max: u64,
+    signatures: &SignatureScope,
+) -> Result<Outgoing, Refusal> {
+    let Target { provider, model, rules, .. } = target;
+    match provider.dialect {
+        Dialect::OpenAi => openai::outgoing(request, model, provider.quirks, rules, output_tokens_max),
+        Dialect::Anthropic => anthropic::request(request, model, rules, output_tokens_max),
+        Dialect::Gemini => gemini::request(request, model, rules, output_tokens_max, signatures),
+    }
+}
+
+/// Whether the provider's answer passes byte for byte, and so with its length.
+pub fn passes_unchanged(target: &Target) -> bool {
+    target.provider.dialect == Dialect::OpenAi && !target.provider.quirks.has(Quirk::LooseAnswers)
+}
+
+/// The reader of the target's answer to a request for so many choices.
+pub fn answer(
+    target: &Target,
+    is_stream: bool,
+    terms: AnswerTerms,
+    choices: u64,
+    signatures: SignatureScope,
+) -> Box<dyn Answer + Sync> {
+    match (target.provider.dialect, is_stream) {
+        (Dialect::OpenAi, true) if passes_unchanged(target) => Box::new(StreamReader::new(terms.show_usage, choices)),
+        (Dialect::OpenAi, false) if passes_unchanged(target) => Box::new(JsonReader::new()),
+        (Dialect::OpenAi, true) => Box::new(LooseStream::new(&terms, choices)),
+        (Dialect::OpenAi, false) => Box::new(LooseDocument::new(terms)),
+        (Dialect::Anthropic, true) => Box::new(anthropic::StreamTranslator::new(&terms)),
+        (Dialect::Anthropic, false) => Box::new(anthropic::WholeTranslator::new(terms)),
+        (Dialect::Gemini, true) => Box::new(gemini::StreamTranslator::new(&terms, choices, signatures)),
+        (Dialect::Gemini, false) => Box::new(gemini::WholeTranslator::new(terms, choices, signatures)),
+    }
+}
+
+/// Reads an answer of that status, which is no success.
+pub fn map_error(dialect: Dialect, status: u16, body: &[u8], retry_after_ms: Option<u64>) -> ProviderError {
+    match dialect {
+        Dialect::OpenAi => super::error::map_error(status, body, retry_after_ms),
+        Dialect::Anthropic => anthropic::map_error(status, body, retry_after_ms),
+        Dialect::Gemini => gemini::map_error(status, body, retry_after_ms),
+    }
+}
