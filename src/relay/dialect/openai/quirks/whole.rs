@@ -15,8 +15,9 @@ use crate::relay::refusal::{Cause, Refusal};
 /// The longest answer that is put right; a longer one is given up.
 pub const LOOSE_DOCUMENT_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Gathers a vendor's document, which may begin with blank lines, and gives OpenAI's at its end: until then it cannot be
-/// known whether it is one. Where it is not, an error object stands in for it.
+/// Gathers a vendor's document and gives OpenAI's at its end: until then it cannot be known whether it is one. Where it is
+/// not, an error object stands in for it. Blank lines before it pass at once: DeepSeek sends them for as long as a request
+/// waits there (WIRE §0.5), and they keep the client's connection alive as well.
 #[derive(Debug)]
 pub struct LooseDocument {
     terms: AnswerTerms,
@@ -126,7 +127,11 @@ impl<'a> Parts<'a> {
 }
 
 impl Answer for LooseDocument {
-    fn pass(&mut self, chunk: Bytes) -> Bytes {
+    fn pass(&mut self, mut chunk: Bytes) -> Bytes {
+        let blank = match self.gathered.is_empty() && !self.overflowed {
+            true => chunk.split_to(chunk.len() - chunk.trim_ascii_start().len()),
+            false => Bytes::new(),
+        };
         if self.gathered.len() + chunk.len() > LOOSE_DOCUMENT_BYTES_MAX {
             self.overflowed = true;
             self.gathered = Vec::new();
@@ -134,7 +139,7 @@ impl Answer for LooseDocument {
         if !self.overflowed {
             self.gathered.extend_from_slice(&chunk);
         }
-        Bytes::new()
+        blank
     }
 
     fn end(&mut self) -> End {
@@ -197,9 +202,11 @@ mod tests {
 
     fn rewritten(document: &str) -> (Outcome, Value, LooseDocument) {
         let mut answer = LooseDocument::new(terms());
+        let mut blank = Vec::new();
         for chunk in document.as_bytes().chunks(7) {
-            assert!(answer.pass(Bytes::copy_from_slice(chunk)).is_empty());
+            blank.extend_from_slice(&answer.pass(Bytes::copy_from_slice(chunk)));
         }
+        assert_eq!(blank, document.as_bytes()[..document.len() - document.trim_start().len()]);
         let end = answer.end();
         assert_eq!(answer.end(), End { outcome: end.outcome, append: Bytes::new() });
         (end.outcome, serde_json::from_slice(&end.append).unwrap(), answer)
@@ -256,7 +263,7 @@ mod tests {
     #[test]
     fn an_answer_too_long_to_hold_is_given_up() {
         let mut answer = LooseDocument::new(terms());
-        let chunk = Bytes::from(vec![b' '; LOOSE_DOCUMENT_BYTES_MAX / 4 + 1]);
+        let chunk = Bytes::from(vec![b'x'; LOOSE_DOCUMENT_BYTES_MAX / 4 + 1]);
         for _ in 0..5 {
             answer.pass(chunk.clone());
             assert!(answer.gathered.capacity() <= 2 * LOOSE_DOCUMENT_BYTES_MAX);
