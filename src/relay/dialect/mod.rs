@@ -5,6 +5,7 @@
 //! kept of the text but a bounded sample, and no tree is built of a delta.
 
 mod error;
+pub mod gemini;
 pub mod openai;
 
 use bytes::Bytes;
