@@ -210,6 +210,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     };
     let caller = Caller { window: *permit.view(), ..caller };
     let candidates = candidates(&model.targets, exchange.arrival.request_id.as_u128() as u64);
+    let signatures = shared.signatures.scope(&caller.record.account_id);
     let tape = body::replace(session, shared.clock);
     shared.observe_overhead(read_us, exchange.arrival.clock.now_us());
     exchange.step = Step::Dispatched(Box::new(Dispatch {
@@ -219,6 +220,9 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         candidates,
         current: 0,
         tries: 0,
+        path: Box::default(),
+        dropped: Vec::new(),
+        signatures,
         failure: None,
         refused: None,
     }));

@@ -189,6 +189,13 @@ fn stamp_window(header: &mut ResponseHeader, names: [HeaderName; 3], window: &Wi
     header.insert_header(reset, duration_text(window.reset_ms))
 }
 
+/// The names of fields, as a header lists them. Names are the client's: those that are no plain words are not repeated.
+pub(super) fn list_of(fields: &[Box<str>]) -> Option<String> {
+    let is_plain = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.[]".contains(&byte));
+    let names: Vec<&str> = fields.iter().map(|name| &**name).filter(is_plain).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
 /// OpenAI writes resets as durations: `850ms`, `12.5s`, `1m3.5s`.
 fn duration_text(milliseconds: u64) -> String {
     let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);

@@ -16,6 +16,7 @@ use crate::billing::RecordSlot;
 use crate::config::Snapshot;
 use crate::relay::admit::{Permit, WindowView};
 use crate::relay::auth::{KeyEntry, KeyRecord};
+use crate::relay::dialect::gemini::SignatureScope;
 use crate::relay::dialect::openai::ChatRequest;
 use crate::relay::dialect::{Answer, Outcome, ProviderError};
 use crate::relay::meter::PromptSample;
@@ -86,6 +87,12 @@ pub(super) struct Dispatch {
     pub(super) current: usize,
     /// How often an upstream was asked.
     pub(super) tries: usize,
+    /// Where the current candidate is asked.
+    pub(super) path: Box<str>,
+    /// Fields of the request that the current candidate has no place for.
+    pub(super) dropped: Vec<Box<str>>,
+    /// The account's part of what providers want to be reminded of.
+    pub(super) signatures: SignatureScope,
     /// What the last try failed for, as the client will be told if no other succeeds.
     pub(super) failure: Option<ProviderError>,
     /// A provider's refusal that is being read: what it says decides whether another may be asked.

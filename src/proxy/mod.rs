@@ -36,6 +36,7 @@ use self::keyring::Keyring;
 use self::resolve::Resolver;
 use crate::billing::Recorder;
 use crate::config::Live;
+use crate::relay::dialect::gemini::SignatureMemory;
 use crate::telemetry::{AccessLog, Metrics};
 
 pub use self::phases::Relay;
@@ -53,6 +54,8 @@ pub struct Shared {
     demo: Demo,
     failed_logins: FailedLogins,
     requests_in_flight: InFlight,
+    /// What Gemini wants to be reminded of and clients forget.
+    signatures: Arc<SignatureMemory>,
     /// Set when the process has been told to end: it takes nothing new.
     draining: AtomicBool,
 }

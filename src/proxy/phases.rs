@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
@@ -18,11 +19,11 @@ use super::exchange::{Answering, Dispatch, Exchange, Refused, Step};
 use super::listeners::HadRequest;
 use super::upstream::{self, TRIES_MAX};
 use super::{Shared, answer, clock};
-use crate::relay::dialect::openai::{JsonReader, StreamReader};
-use crate::relay::dialect::{Outcome, ProviderError, error_event, map_error};
+use crate::relay::dialect::{self, AnswerTerms, Outcome, Outgoing, ProviderError, error_event};
 use crate::relay::refusal::{Cause, Refusal};
-use crate::relay::route::Target;
+use crate::relay::route::{Dialect, Target};
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// How long a connection may wait for its next request.
 pub(super) const KEEP_ALIVE_SECONDS: u64 = 75;
 
@@ -68,33 +69,24 @@ impl ProxyHttp for Relay {
         }
     }
 
-    /// Once a try: picks the candidate and puts its body on the tape.
+    /// Once a try: picks the candidate, says the request in its dialect, and finds out where it is.
     async fn upstream_peer(&self, _: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let clock = exchange.arrival.clock;
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
         loop {
             dispatch.tries += 1;
             let Some(target) = dispatch.target().cloned() else { return out_of_order("no candidate is left") };
-            match upstream::peer(&self.shared, &target.provider, dispatch.tries).await {
+            let failure = match self.say(dispatch, &target).await {
                 Ok(peer) => {
                     let times = &target.provider.times;
-                    dispatch.tape.load(dispatch.request.for_upstream(&target.model));
                     dispatch.tape.due_at(clock.now_us() + clock::micros(times.connect + times.first_byte));
-                    dispatch.tape.hold(false);
-                    dispatch.refused = None;
                     return Ok(Box::new(peer));
                 }
-                Err(reason) => {
-                    tracing::warn!(provider = %target.provider.name, %reason, "a provider has no address");
-                    self.attempt_failed(dispatch, "unresolved");
-                    dispatch.failure = Some(ProviderError::Provider(Refusal::new(
-                        Cause::UpstreamError,
-                        format!("The provider {} could not be found.", target.provider.name),
-                    )));
-                    if !advance(dispatch) {
-                        return Err(Error::explain(ErrorType::ConnectNoRoute, "no provider could be found").into_up());
-                    }
-                }
+                Err(refusal) => refusal,
+            };
+            dispatch.failure = Some(ProviderError::Provider(failure));
+            if !advance(dispatch) {
+                return Err(Error::explain(ErrorType::ConnectNoRoute, "no provider can be asked").into_up());
             }
         }
     }
@@ -190,7 +182,7 @@ impl ProxyHttp for Relay {
             return self.commit(head, exchange);
         }
         let retry_after_ms = retry_after_ms(head);
-        let error = map_error(status, b"", retry_after_ms);
+        let error = dialect::read_error(dialect_of(dispatch), status, b"", retry_after_ms);
         if !upstream::body_decides(status) && has_next(dispatch) && upstream::another_may_answer(status, &error) {
             return self.refused(dispatch, status, error).map(drop);
         }
@@ -290,6 +282,23 @@ impl Relay {
             .then(|| Refusal::new(Cause::Overloaded, "The relay has as much to do as it can.").retry_after_ms(1000))
     }
 
+    /// Puts the request as the target gets it on the tape, and gives where that is.
+    async fn say(&self, dispatch: &mut Dispatch, target: &Target) -> Result<HttpPeer, Refusal> {
+        let output_tokens_max = dispatch.admitted.model.output_tokens_max;
+        let Outgoing { path, body, dropped } =
+            dialect::outgoing(&dispatch.request, target, output_tokens_max, &dispatch.signatures)?;
+        let peer = upstream::peer(&self.shared, &target.provider, dispatch.tries).await.map_err(|reason| {
+            let provider = &target.provider.name;
+            tracing::warn!(%provider, %reason, "a provider has no address");
+            self.attempt(provider, "unresolved", false);
+            Refusal::new(Cause::UpstreamError, format!("The provider {provider} could not be found."))
+        })?;
+        (dispatch.path, dispatch.dropped, dispatch.refused) = (path, dropped, None);
+        dispatch.tape.load(body);
+        dispatch.tape.hold(false);
+        Ok(peer)
+    }
+
     fn attempt(&self, provider: &str, outcome: &str, healthy: bool) {
         self.shared.metrics.upstream_attempts.with_label_values(&[provider, outcome]).inc();
         self.shared.metrics.upstream_healthy.with_label_values(&[provider]).set(i64::from(healthy));
@@ -299,31 +308,39 @@ impl Relay {
         self.attempt(provider_of(dispatch), outcome, false);
     }
 
-    /// Rewrites the head of an answer that passes, and notes what kind it is.
+    /// Rewrites the head of an answer that passes, and takes up its reader.
     fn commit(&self, head: &mut ResponseHeader, exchange: &mut Exchange) -> Result<()> {
-        let kind = head.headers.get(CONTENT_TYPE).cloned();
-        let is_stream = kind.as_ref().is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let length = head.headers.get(CONTENT_LENGTH).cloned().filter(|_| !is_stream);
+        let terms = AnswerTerms {
+            id: format!("chatcmpl-{}", exchange.arrival.request_id.simple()).into(),
+            created: exchange.arrival.unix_ms / 1000,
+            model: Box::default(),
+            show_usage: false,
+        };
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
-        let (shows_usage, choices) = (dispatch.request.wants_usage(), dispatch.request.choices());
+        let Some(target) = dispatch.target() else { return out_of_order("no candidate is being asked") };
+        let request = &dispatch.request;
+        let terms = AnswerTerms { model: request.model().into(), show_usage: request.wants_usage(), ..terms };
+        let kind = head.headers.get(CONTENT_TYPE).cloned().unwrap_or(JSON);
+        let is_stream = kind.as_bytes().starts_with(b"text/event-stream");
+        let unchanged = dialect::passes_unchanged(target);
         let mut new = ResponseHeader::build_no_case(200, Some(16))?;
-        new.insert_header(CONTENT_TYPE, kind.unwrap_or(http::HeaderValue::from_static("application/json")))?;
-        if let Some(length) = length {
+        if let Some(length) = head.headers.get(CONTENT_LENGTH).filter(|_| unchanged && !is_stream) {
             new.insert_header(CONTENT_LENGTH, length)?;
         }
+        new.insert_header(CONTENT_TYPE, if unchanged || is_stream { kind } else { JSON })?;
         if is_stream {
             new.insert_header(CACHE_CONTROL, "no-cache")?;
             // nginx in front of the relay would buffer the stream otherwise.
             new.insert_header("x-accel-buffering", "no")?;
         }
+        if let Some(dropped) = answer::list_of(&dispatch.dropped) {
+            new.insert_header("x-tollgate-dropped", dropped)?;
+        }
+        let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
         answer::stamp(&mut new, exchange)?;
         *head = new;
         exchange.status = 200;
-        if is_stream {
-            exchange.commit(Box::new(StreamReader::new(shows_usage, choices)), true);
-        } else {
-            exchange.commit(Box::new(JsonReader::new()), false);
-        }
+        exchange.commit(reader, is_stream);
         Ok(())
     }
 
@@ -344,7 +361,7 @@ impl Relay {
     fn finish_refusal(&self, exchange: &mut Exchange) -> Result<()> {
         let Some(dispatch) = exchange.dispatch_mut() else { return Ok(()) };
         let Some(refused) = dispatch.refused.take() else { return Ok(()) };
-        let error = map_error(refused.status, refused.body(), refused.retry_after_ms);
+        let error = dialect::read_error(dialect_of(dispatch), refused.status, refused.body(), refused.retry_after_ms);
         let told = self.refused(dispatch, refused.status, error)?;
         let tape = Arc::clone(&dispatch.tape);
         self.shared.metrics.refused(answer::cause_of(&told));
@@ -382,6 +399,10 @@ fn advance(dispatch: &mut Dispatch) -> bool {
 
 fn provider_of(dispatch: &Dispatch) -> &str {
     dispatch.target().map(|target| &*target.provider.name).unwrap_or_default()
+}
+
+fn dialect_of(dispatch: &Dispatch) -> Dialect {
+    dispatch.target().map_or(Dialect::OpenAi, |target| target.provider.dialect)
 }
 
 /// When the provider says that it will take requests again.

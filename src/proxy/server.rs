@@ -111,6 +111,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         demo: Demo::default(),
         failed_logins: FailedLogins::new(snapshot.limits.failed_auth_per_minute_max),
         requests_in_flight: InFlight::default(),
+        signatures: Arc::default(),
         draining: AtomicBool::new(false),
     });
 

@@ -70,8 +70,10 @@ fn settle_answered(exchange: &Exchange, answering: Answering) {
         exchange.shared.metrics.streams_active.dec();
     }
     let reported = answer.usage();
-    let unreported = (reported.is_none() && answer.began()).then(|| Unreported {
-        prompt: Some(prompt),
+    // Some providers report the prompt first and the answer last: of an answer that broke off, its own tokens are counted.
+    let is_counted = answer.began() && (reported.is_none() || !answer.output_is_reported());
+    let unreported = is_counted.then(|| Unreported {
+        prompt: reported.is_none().then_some(prompt),
         output: answer.take_sample(),
         price: admitted.model.price.clone(),
         encoding: Encoding::for_model(&target.model),

@@ -15,7 +15,7 @@ use super::body::UPSTREAM_OVERDUE;
 use super::exchange::Dispatch;
 use crate::relay::dialect::ProviderError;
 use crate::relay::refusal::{Cause, Refusal};
-use crate::relay::route::{Endpoint, Provider};
+use crate::relay::route::{Dialect, Endpoint, Provider, Secret};
 
 /// How often upstreams are asked for one request, at most.
 pub(super) const TRIES_MAX: usize = 3;
@@ -71,7 +71,7 @@ pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result
         Endpoint::Demo => ("/v1", "demo"),
         Endpoint::Network(network) => (&*network.path, &*network.authority),
     };
-    let path = format!("{prefix}/chat/completions");
+    let path = format!("{prefix}{}", dispatch.path);
     let mut head = RequestHeader::build_no_case(Method::POST, path.as_bytes(), Some(8))?;
     head.insert_header(HOST, authority)?;
     head.insert_header(CONTENT_TYPE, "application/json")?;
@@ -79,9 +79,21 @@ pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result
     head.insert_header(ACCEPT, if dispatch.request.stream() { "text/event-stream" } else { "application/json" })?;
     head.insert_header(USER_AGENT, concat!("tollgate/", env!("CARGO_PKG_VERSION")))?;
     if let Some(credential) = provider.credentials.get(dispatch.tries % provider.credentials.len().max(1)) {
-        head.insert_header(AUTHORIZATION, format!("Bearer {}", credential.expose()))?;
+        authenticate(&mut head, provider.dialect, credential)?;
     }
     Ok(head)
+}
+
+/// Each dialect has its own header for the credential.
+fn authenticate(head: &mut RequestHeader, dialect: Dialect, credential: &Secret) -> pingora::Result<()> {
+    match dialect {
+        Dialect::OpenAi => head.insert_header(AUTHORIZATION, format!("Bearer {}", credential.expose())),
+        Dialect::Anthropic => {
+            head.insert_header("anthropic-version", "2023-06-01")?;
+            head.insert_header("x-api-key", credential.expose())
+        }
+        Dialect::Gemini => head.insert_header("x-goog-api-key", credential.expose()),
+    }
 }
 
 /// Whether another upstream may be asked after a refusal of that status: where the provider, not the request, was the reason
@@ -129,7 +141,11 @@ pub(super) fn explain(error: &Error, provider: &str) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::dialect::map_error;
+    use crate::relay::dialect::read_error;
+
+    fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> ProviderError {
+        read_error(Dialect::OpenAi, status, body, retry_after_ms)
+    }
 
     #[test]
     fn only_what_another_may_answer_is_tried_again() {

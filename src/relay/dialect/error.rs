@@ -61,6 +61,12 @@ pub fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> Provi
     }
 }
 
+/// A fault of the request, in the provider's words but for what would name the operator's account.
+pub(super) fn request_fault(message: &str, param: Option<&str>, code: Option<&str>) -> ProviderError {
+    let report = Report { message: message.to_owned(), param: param.map(str::to_owned), ..Report::default() };
+    report.request_fault(Cause::InvalidValue, code)
+}
+
 /// What an error's body says, in whichever of the shapes that vendors use (WIRE §7).
 #[derive(Debug, Default)]
 pub(super) struct Report {
@@ -184,7 +190,7 @@ fn redact(message: &str) -> String {
     while !rest.is_empty() {
         let word_bytes = rest.find(|character| !is_part(character)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(word_bytes);
-        let is_secret = ["sk-", "ak-", "org-", "proj_", "tp-", "gsk_"]
+        let is_secret = ["sk-", "ak-", "org-", "proj_", "tp-", "gsk_", "AIza"]
             .iter()
             .any(|prefix| word.starts_with(prefix) && word.len() > prefix.len());
         redacted.push_str(if is_secret { "***" } else { word });

@@ -6,11 +6,14 @@
 
 pub mod anthropic;
 mod error;
+pub mod gemini;
 pub mod openai;
+mod spoken;
 
 use bytes::Bytes;
 
 pub use error::{ProviderError, error_event, map_error};
+pub use spoken::{answer, outgoing, passes_unchanged, read_error};
 
 use super::meter::{SampledText, Usage};
 

@@ -51,7 +51,7 @@ pub fn answer(
 }
 
 /// Reads an answer of that status, which is no success.
-pub fn map_error(dialect: Dialect, status: u16, body: &[u8], retry_after_ms: Option<u64>) -> ProviderError {
+pub fn read_error(dialect: Dialect, status: u16, body: &[u8], retry_after_ms: Option<u64>) -> ProviderError {
     match dialect {
         Dialect::OpenAi => super::error::map_error(status, body, retry_after_ms),
         Dialect::Anthropic => anthropic::map_error(status, body, retry_after_ms),

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::*;
 
