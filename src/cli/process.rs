@@ -6,12 +6,20 @@ use tracing_subscriber::EnvFilter;
 use super::Failure;
 use crate::store::Store;
 
-/// Diagnostics go to stderr, by `RUST_LOG` where it is set. Pingora's own are kept to what it warns of: what becomes of
-/// requests is logged where it is decided.
-const LOGGED: &str = "info,pingora_core=warn,pingora_proxy=error,sqlx=warn";
+/// What is logged where `RUST_LOG` says nothing.
+const LOGGED: &str = "info,sqlx=warn";
+/// What is never logged, whatever `RUST_LOG` says: these show heads and bodies as they pass, and so credentials and prompts.
+/// What becomes of requests is logged where it is decided.
+const KEPT_QUIET: [&str; 4] = ["pingora_core=warn", "pingora_proxy=error", "h2=warn", "rustls=warn"];
 
+/// Diagnostics go to stderr.
 pub(super) fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+    for directive in KEPT_QUIET {
+        if let Ok(directive) = directive.parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
 }
 

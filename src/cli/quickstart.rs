@@ -61,8 +61,12 @@ impl Quickstart {
         let live = Arc::new(Live::new(path, Providers::OnlyReady, loaded));
         let runtime = process::runtime()?;
         let store = process::open_store(&runtime, &live.load().store.url)?;
-        let key = runtime.block_on(first_key(&store))?;
-        let served = proxy::serve(Arc::clone(&live), store, &runtime, || self.welcome(&live, key.as_ref()));
+        // The key is made when the listeners are open: a key that nobody is shown is of no use.
+        let started = || match runtime.block_on(first_key(&store)) {
+            Ok(key) => self.welcome(&live, key.as_ref()),
+            Err(Failure(message)) => output::error(&message),
+        };
+        let served = proxy::serve(Arc::clone(&live), store.clone(), &runtime, started);
         served.map_err(|error| match error {
             ServeError::Listen { .. } => format!("{error}; --listen, --admin and --metrics choose other addresses"),
             error => error.to_string(),
@@ -123,7 +127,7 @@ impl Quickstart {
 
 /// The first account and its key, where the store is empty.
 async fn first_key(store: &Store) -> Result<Option<ApiKey>, Failure> {
-    if !store.accounts().await?.is_empty() {
+    if !store.keys(None).await?.is_empty() {
         return Ok(None);
     }
     let account = store.create_account("quickstart", FIRST_PLAN, now_ms()).await?;

@@ -10,6 +10,7 @@ use pingora_proxy::Session;
 
 use super::body::{self, BodyLimits};
 use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
+use super::failed_logins::Failed;
 use super::{Shared, answer};
 use crate::relay::admit::{KeyLimits, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
@@ -103,24 +104,33 @@ fn check_head(session: &Session) -> Result<(), Refusal> {
     if !named {
         return bad("The request must have exactly one Host header.");
     }
+    // Pingora takes the length away where both are there, and leaves it in the head as it came.
+    if headers.contains_key("transfer-encoding") && names_length(&session.downstream_session.to_h1_raw()) {
+        return bad("The request has both Content-Length and Transfer-Encoding.");
+    }
     let mut lengths = headers.get_all("content-length").iter();
-    if let Some(length) = lengths.next() {
-        if lengths.next().is_some() || !length.as_bytes().iter().all(u8::is_ascii_digit) || length.is_empty() {
-            return bad("The request must have one Content-Length, a plain number.");
-        }
-        if headers.contains_key("transfer-encoding") {
-            return bad("The request has both Content-Length and Transfer-Encoding.");
-        }
+    if let Some(length) = lengths.next()
+        && (lengths.next().is_some() || length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        return bad("The request must have one Content-Length, a plain number.");
     }
     Ok(())
+}
+
+/// Whether a head, as it came, has a Content-Length.
+fn names_length(raw: &[u8]) -> bool {
+    const NAME: &[u8] = b"content-length";
+    raw.split(|byte| *byte == b'\n')
+        .any(|line| line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME)))
 }
 
 /// Finds out whose request it is.
 async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -> Result<Caller, Refusal> {
     let address = client_ip(session);
+    let most = exchange.arrival.snapshot.limits.failed_auth_per_minute_max;
     let entry = match bearer(&session.req_header().headers).and_then(ApiKey::parse) {
         Some(key) => {
-            if shared.failed_logins.is_flooding(address) && !shared.keyring.knows(&key) {
+            if shared.failed_logins.is_flooding(Failed::Key, address, most) && !shared.keyring.knows(&key) {
                 return Err(too_many_failures());
             }
             shared.keyring.lookup(&key).await.map_err(|error| {
@@ -128,14 +138,10 @@ async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -
                 Refusal::new(Cause::InternalError, "The key could not be checked. Try again.").retry_after_ms(1000)
             })?
         }
-        None => None,
+        None => return Err(refuse_login(shared, Failed::Form, address, most)),
     };
     let good = entry.filter(|entry| entry.record().is_good_at(exchange.arrival.unix_ms));
-    let Some(entry) = good else {
-        let flooding = shared.failed_logins.is_flooding(address);
-        shared.failed_logins.count(address);
-        return Err(if flooding { too_many_failures() } else { Refusal::invalid_api_key() });
-    };
+    let Some(entry) = good else { return Err(refuse_login(shared, Failed::Key, address, most)) };
     let record = entry.record();
     if address.is_some_and(|address| !record.allows_ip(address)) {
         return Err(Refusal::new(Cause::IpNotAllowed, "This key may not be used from this address."));
@@ -148,6 +154,13 @@ async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+}
+
+/// One answer to whatever is wrong with a key, until there are too many from one address.
+fn refuse_login(shared: &Shared, failed: Failed, address: Option<IpAddr>, most: u32) -> Refusal {
+    let flooding = shared.failed_logins.is_flooding(failed, address, most);
+    shared.failed_logins.count(failed, address);
+    if flooding { too_many_failures() } else { Refusal::invalid_api_key() }
 }
 
 fn too_many_failures() -> Refusal {
@@ -180,6 +193,10 @@ pub(super) fn may_use(exchange: &Exchange, caller: &Caller, model: &str) -> bool
 
 /// Reads what is asked and admits it.
 async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -> Result<Received, Refusal> {
+    if let Step::Authenticated(caller) = &exchange.step {
+        // Before the body is taken, which may be large: nothing that it says will change this.
+        check_credit(&caller.entry.account, &caller.entry.spending, caller.record.budget)?;
+    }
     let limits = &exchange.arrival.snapshot.limits;
     let body_limits = BodyLimits {
         bytes_max: limits.request_bytes_max,
@@ -220,6 +237,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         candidates,
         current: 0,
         tries: 0,
+        redialled: false,
         path: Box::default(),
         dropped: Vec::new(),
         signatures,

@@ -20,13 +20,14 @@ use crate::relay::route::Model;
 /// Writes a refusal. Whatever of the body the client has still to send is read and forgotten, so that it gets to read this.
 pub(super) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) {
     exchange.shared.metrics.refused(refusal.cause);
-    let written = write(session, exchange, refusal.cause.status(), refusal.to_json(), Some(&refusal)).await;
-    if !session.downstream_session.is_body_done() {
+    let is_read = session.downstream_session.is_body_done();
+    if !is_read {
         // What follows on this connection may be the rest of a body that nobody framed.
         session.set_keepalive(None);
-        if written.is_ok() {
-            body::linger(session).await;
-        }
+    }
+    let written = write(session, exchange, refusal.cause.status(), refusal.to_json(), Some(&refusal)).await;
+    if !is_read && written.is_ok() {
+        body::linger(session).await;
     }
     exchange.answered(None, Some(refusal));
 }

@@ -217,6 +217,14 @@ fn nothing() -> Box<ServerSession> {
     Box::new(ServerSession::Custom(Box::new(())))
 }
 
+/// Trailers end an answer, and are nobody's business besides.
+fn without_trailers(task: HttpTask) -> HttpTask {
+    match task {
+        HttpTask::Trailer(_) => HttpTask::Done,
+        task => task,
+    }
+}
+
 /// Ends when the upstream is overdue.
 async fn overdue(watch: &mut Option<Pin<Box<Sleep>>>, tape: &Tape) {
     let watch = watch.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(tape.deadline())));
@@ -295,7 +303,13 @@ impl CustomSession for Replay {
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         if !self.tape.holding.load(Ordering::Relaxed) {
-            return self.real.response_duplex_vec(tasks).await;
+            let is_empty =
+                matches!(tasks.first(), Some(HttpTask::Header(head, true)) if !head.status.is_informational());
+            if is_empty {
+                return Error::e_explain(ErrorType::ConnectionClosed, "the upstream answered nothing")
+                    .map_err(Error::into_up);
+            }
+            return self.real.response_duplex_vec(tasks.into_iter().map(without_trailers).collect()).await;
         }
         let mut end = false;
         for task in tasks {

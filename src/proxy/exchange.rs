@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pingora::http::ResponseHeader;
 use uuid::Uuid;
 
 use super::body::Tape;
@@ -87,6 +88,8 @@ pub(super) struct Dispatch {
     pub(super) current: usize,
     /// How often an upstream was asked.
     pub(super) tries: usize,
+    /// Whether the current candidate has been asked over a new connection, for the old one may have been stale.
+    pub(super) redialled: bool,
     /// Where the current candidate is asked.
     pub(super) path: Box<str>,
     /// Fields of the request that the current candidate has no place for.
@@ -143,6 +146,8 @@ pub(super) struct Answering {
     pub(super) prompt: PromptSample,
     pub(super) answer: Box<dyn Answer + Sync>,
     pub(super) is_stream: bool,
+    /// The head, where it is told only with the whole answer.
+    pub(super) late_head: Option<Box<ResponseHeader>>,
     /// How the answer ended, once it has.
     pub(super) outcome: Option<Outcome>,
     /// When the first piece with content passed.
@@ -192,7 +197,12 @@ impl Exchange {
     }
 
     /// Commits to the upstream that is being asked: from here its answer passes.
-    pub(super) fn commit(&mut self, answer: Box<dyn Answer + Sync>, is_stream: bool) {
+    pub(super) fn commit(
+        &mut self,
+        answer: Box<dyn Answer + Sync>,
+        is_stream: bool,
+        late_head: Option<Box<ResponseHeader>>,
+    ) {
         let dispatch = match std::mem::replace(&mut self.step, Step::Settled) {
             Step::Dispatched(dispatch) if dispatch.target().is_some() => *dispatch,
             other => {
@@ -212,6 +222,7 @@ impl Exchange {
             prompt: request.prompt_sample(),
             answer,
             is_stream,
+            late_head,
             outcome: None,
             first_token_us: None,
         }));

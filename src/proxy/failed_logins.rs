@@ -11,28 +11,43 @@ const ROWS: usize = 4;
 const SLOTS: usize = 65_536;
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// How a login failed. The two are counted apart: requests without a key, as a careless health check sends them, are not to
+/// keep the good keys of their address out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// There is no key, or its form or checksum is wrong. Costs nothing to find out.
+    Form,
+    /// The key is well formed and no good.
+    Key,
+}
+
 /// Failed authentications of this minute, by client address.
 pub(super) struct FailedLogins {
-    seen: Rate,
-    per_minute_max: isize,
+    by_form: Rate,
+    by_key: Rate,
 }
 
 impl FailedLogins {
-    pub(super) fn new(per_minute_max: u32) -> Self {
-        Self {
-            seen: Rate::new_with_estimator_config(INTERVAL, ROWS, SLOTS),
-            per_minute_max: isize::try_from(per_minute_max).unwrap_or(isize::MAX),
-        }
+    pub(super) fn new() -> Self {
+        let rate = || Rate::new_with_estimator_config(INTERVAL, ROWS, SLOTS);
+        Self { by_form: rate(), by_key: rate() }
     }
 
     /// Counts a failure.
-    pub(super) fn count(&self, address: Option<IpAddr>) {
-        self.seen.observe(&network(address), 1);
+    pub(super) fn count(&self, failed: Failed, address: Option<IpAddr>) {
+        self.seen(failed).observe(&network(address), 1);
     }
 
-    /// Whether too many came from there in this minute.
-    pub(super) fn is_flooding(&self, address: Option<IpAddr>) -> bool {
-        self.seen.observe(&network(address), 0) >= self.per_minute_max
+    /// Whether as many as that came from there in this minute.
+    pub(super) fn is_flooding(&self, failed: Failed, address: Option<IpAddr>, per_minute_max: u32) -> bool {
+        self.seen(failed).observe(&network(address), 0) >= isize::try_from(per_minute_max).unwrap_or(isize::MAX)
+    }
+
+    fn seen(&self, failed: Failed) -> &Rate {
+        match failed {
+            Failed::Form => &self.by_form,
+            Failed::Key => &self.by_key,
+        }
     }
 }
 
@@ -50,19 +65,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floods_are_told_by_address_and_ipv6_by_network() {
-        let failed = FailedLogins::new(3);
+    fn floods_are_told_by_address_by_kind_and_ipv6_by_network() {
+        let failed = FailedLogins::new();
         let (flooder, other): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         for _ in 0..3 {
-            assert!(!failed.is_flooding(Some(flooder)));
-            failed.count(Some(flooder));
+            assert!(!failed.is_flooding(Failed::Key, Some(flooder), 3));
+            failed.count(Failed::Key, Some(flooder));
         }
-        assert!(failed.is_flooding(Some(flooder)));
-        assert!(!failed.is_flooding(Some(other)));
+        assert!(failed.is_flooding(Failed::Key, Some(flooder), 3));
+        assert!(!failed.is_flooding(Failed::Form, Some(flooder), 3));
+        assert!(!failed.is_flooding(Failed::Key, Some(other), 3));
         let (one, neighbour): (IpAddr, IpAddr) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
         for _ in 0..3 {
-            failed.count(Some(one));
+            failed.count(Failed::Form, Some(one));
         }
-        assert!(failed.is_flooding(Some(neighbour)));
+        assert!(failed.is_flooding(Failed::Form, Some(neighbour), 3));
     }
 }

@@ -13,6 +13,7 @@ use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 
 use super::Relay;
+use crate::config::Live;
 
 tokio::task_local! {
     /// Whether the head of the request that this task reads has arrived.
@@ -31,14 +32,14 @@ pub(super) struct HadRequest;
 /// The proxy, with a deadline for heads.
 pub(super) struct HeadDeadline {
     proxy: Arc<HttpProxy<Relay>>,
-    head_max: Duration,
+    live: Arc<Live>,
     /// What a kept connection may wait before its next head begins.
     keep_alive: Duration,
 }
 
 impl HeadDeadline {
-    pub(super) fn new(proxy: HttpProxy<Relay>, head_max: Duration, keep_alive: Duration) -> Self {
-        Self { proxy: Arc::new(proxy), head_max, keep_alive }
+    pub(super) fn new(proxy: HttpProxy<Relay>, live: Arc<Live>, keep_alive: Duration) -> Self {
+        Self { proxy: Arc::new(proxy), live, keep_alive }
     }
 }
 
@@ -54,7 +55,8 @@ impl HttpServerApp for HeadDeadline {
         }
         let waited = session.take_connection_user_context();
         let kept = waited.is_some_and(|context: Box<dyn Any + Send + Sync>| context.is::<HadRequest>());
-        let deadline = if kept { self.keep_alive + self.head_max } else { self.head_max };
+        let head_max = self.live.load().limits.header_max;
+        let deadline = if kept { self.keep_alive + head_max } else { head_max };
         HEAD_ARRIVED
             .scope(Cell::new(false), async {
                 let mut request = self.proxy.process_new_http(session, shutdown);

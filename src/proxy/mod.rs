@@ -16,10 +16,12 @@ mod in_flight;
 mod keyring;
 mod listeners;
 mod machines;
+mod passing;
 mod phases;
 mod resolve;
 mod server;
 mod settle;
+mod tries;
 mod upstream;
 
 use std::sync::Arc;

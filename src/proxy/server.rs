@@ -46,6 +46,8 @@ const GRACE_SECONDS: u64 = 300;
 const LAST_DROPS_MAX: Duration = Duration::from_secs(5);
 /// How often a shutdown looks whether the last request has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long the last frames of HTTP/2 connections may take to leave.
+const LAST_FRAMES: Duration = Duration::from_millis(200);
 /// How long Pingora may take to open its listeners.
 const LISTENING_WITHIN: Duration = Duration::from_secs(10);
 /// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
@@ -109,7 +111,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         access_log,
         resolver: Resolver::new(),
         demo: Demo::default(),
-        failed_logins: FailedLogins::new(snapshot.limits.failed_auth_per_minute_max),
+        failed_logins: FailedLogins::new(),
         requests_in_flight: InFlight::default(),
         signatures: Arc::default(),
         draining: AtomicBool::new(false),
@@ -240,7 +242,7 @@ fn run_pingora(shared: &Arc<Shared>, listen: &config::Listen) -> Result<Receiver
         grace_period_seconds: Some(GRACE_SECONDS),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: 128 * threads,
-        max_retries: super::upstream::TRIES_MAX + 1,
+        max_retries: super::upstream::TRIES_MAX,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
@@ -286,8 +288,8 @@ fn client_api(
         .max_concurrent_streams(H2_STREAMS_MAX)
         .max_header_list_size(H2_HEADER_BYTES_MAX);
     proxy.h2_options = Some(h2);
-    let head_max = shared.live.load().limits.header_max;
-    let app = HeadDeadline::new(proxy, head_max, Duration::from_secs(KEEP_ALIVE_SECONDS));
+    let keep_alive = Duration::from_secs(KEEP_ALIVE_SECONDS);
+    let app = HeadDeadline::new(proxy, Arc::clone(&shared.live), keep_alive);
     let mut service = Service::new("client API".to_owned(), app);
     service.threads = Some(threads);
     if let Some(address) = listen.http {
@@ -329,6 +331,8 @@ impl ShutdownSignalWatch for Signals {
 fn wait_for_the_end(shared: &Shared, pingora_ended: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = pingora_ended.recv_timeout(LOOK_EVERY) {
         if shared.draining.load(Ordering::Acquire) && shared.requests_in_flight.count() == 0 {
+            // HTTP/2 sends a request's last frames after the request has ended.
+            std::thread::park_timeout(LAST_FRAMES);
             return;
         }
     }

@@ -18,7 +18,7 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) fn settle(exchange: &mut Exchange) {
     match std::mem::replace(&mut exchange.step, Step::Settled) {
         Step::Settled => {}
-        // A connection that closed before it asked for anything is no request.
+        // Pingora gave it up before its first phase.
         Step::Accepted => {}
         Step::Authenticated(caller) => log_answered(exchange, Some(&caller), None, None),
         Step::Answered { caller, model, refusal } => {
@@ -70,8 +70,12 @@ fn settle_answered(exchange: &Exchange, answering: Answering) {
         exchange.shared.metrics.streams_active.dec();
     }
     let reported = answer.usage();
-    // Some providers report the prompt first and the answer last: of an answer that broke off, its own tokens are counted.
-    let is_counted = answer.began() && (reported.is_none() || !answer.output_is_reported());
+    // Where the transport ended before its last piece was seen, the answer knows whether it was whole.
+    let outcome = outcome.unwrap_or_else(|| answer.end().outcome);
+    // Some report the prompt first and the answer last: of an answer that broke off, its own tokens are counted.
+    let output_is_missing = !answer.output_is_reported()
+        || (outcome != Outcome::Complete && reported.is_some_and(|usage| usage.output == 0));
+    let is_counted = answer.began() && (reported.is_none() || output_is_missing);
     let unreported = is_counted.then(|| Unreported {
         prompt: reported.is_none().then_some(prompt),
         output: answer.take_sample(),
@@ -82,7 +86,7 @@ fn settle_answered(exchange: &Exchange, answering: Answering) {
         provider: target.provider.name.clone(),
         usage: reported.unwrap_or_default(),
         unreported,
-        interrupted: outcome != Some(Outcome::Complete),
+        interrupted: outcome != Outcome::Complete,
         first_token_us,
     };
     record(exchange, admitted, used);

@@ -1,14 +1,16 @@
 //! A candidate becomes a peer and a request head, and an upstream's status becomes what happens next.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::Method;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderValue, Method};
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType};
+use tokio::time::timeout;
 
 use super::Shared;
 use super::body::UPSTREAM_OVERDUE;
@@ -17,8 +19,10 @@ use crate::relay::dialect::ProviderError;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Dialect, Endpoint, Provider, Secret};
 
-/// How often upstreams are asked for one request, at most.
-pub(super) const TRIES_MAX: usize = 3;
+/// How many candidates are asked for one request, at most.
+pub(super) const CANDIDATES_MAX: usize = 3;
+/// Each candidate may be asked once more where the connection to it may have been stale.
+pub(super) const TRIES_MAX: usize = 2 * CANDIDATES_MAX;
 
 /// Idle connections to a provider are kept this long: shorter than what their load balancers keep them.
 const IDLE_KEPT_SECONDS: u64 = 50;
@@ -26,6 +30,8 @@ const IDLE_KEPT_SECONDS: u64 = 50;
 const H2_STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const H2_STREAMS_MAX: usize = 100;
+/// A connection that has died without a word is found out by its silence.
+const H2_PING_EVERY: Duration = Duration::from_secs(15);
 
 /// Where this try connects to.
 ///
@@ -35,7 +41,8 @@ pub(super) async fn peer(shared: &Shared, provider: &Provider, turn: usize) -> R
     let (address, tls, host) = match &provider.endpoint {
         Endpoint::Demo => (shared.demo.address().await.map_err(|error| error.to_string())?, false, ""),
         Endpoint::Network(network) => {
-            (shared.resolver.resolve(&network.host, network.port, turn).await?, network.tls, &*network.host)
+            let resolved = timeout(provider.times.connect, shared.resolver.resolve(&network.host, network.port, turn));
+            (resolved.await.map_err(|_| "its name was not resolved in time")??, network.tls, &*network.host)
         }
     };
     let mut peer = resolved(address, tls, host);
@@ -44,8 +51,11 @@ pub(super) async fn peer(shared: &Shared, provider: &Provider, turn: usize) -> R
     options.connection_timeout = Some(times.connect);
     options.total_connection_timeout = Some(times.connect);
     options.write_timeout = Some(times.total);
-    options.idle_timeout = Some(std::time::Duration::from_secs(IDLE_KEPT_SECONDS));
+    options.idle_timeout = Some(Duration::from_secs(IDLE_KEPT_SECONDS));
+    // The head is ours from its first byte to its last: there is nothing of the client's to clean up in it.
+    options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
     if tls {
+        options.h2_ping_interval = Some(H2_PING_EVERY);
         options.alpn = ALPN::H2H1;
         options.max_h2_streams = H2_STREAMS_MAX;
         options.h2_stream_window_size = Some(H2_STREAM_WINDOW_BYTES);
@@ -86,13 +96,20 @@ pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result
 
 /// Each dialect has its own header for the credential.
 fn authenticate(head: &mut RequestHeader, dialect: Dialect, credential: &Secret) -> pingora::Result<()> {
+    let secret = |text: &str| {
+        let mut value = HeaderValue::from_str(text)
+            .map_err(|_| Error::explain(ErrorType::InternalError, "a credential does not fit into a header"))?;
+        // Debug does not show it, and HPACK does not keep it.
+        value.set_sensitive(true);
+        Ok::<_, Box<Error>>(value)
+    };
     match dialect {
-        Dialect::OpenAi => head.insert_header(AUTHORIZATION, format!("Bearer {}", credential.expose())),
+        Dialect::OpenAi => head.insert_header(AUTHORIZATION, secret(&format!("Bearer {}", credential.expose()))?),
         Dialect::Anthropic => {
             head.insert_header("anthropic-version", "2023-06-01")?;
-            head.insert_header("x-api-key", credential.expose())
+            head.insert_header("x-api-key", secret(credential.expose())?)
         }
-        Dialect::Gemini => head.insert_header("x-goog-api-key", credential.expose()),
+        Dialect::Gemini => head.insert_header("x-goog-api-key", secret(credential.expose())?),
     }
 }
 

@@ -100,9 +100,10 @@ impl ChatRequest {
         let messages = self.messages();
         let read_again = &messages[..messages.len().min(SAMPLED_BYTES_MAX)];
         let mut sample = PromptSample::of_messages(read_again);
+        let shape = &self.fields.shape;
+        // Tools and schemas are not read again, but they are part of the prompt.
+        sample.text.is_of(shape.text_bytes);
         if read_again.len() < messages.len() {
-            let shape = &self.fields.shape;
-            sample.text.is_of(shape.text_bytes);
             sample.messages = shape.messages;
             sample.attachments = shape.attachments;
         }

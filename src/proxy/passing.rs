@@ -1,0 +1,139 @@
+//! The committed answer: its head as the client gets it, what follows its last piece, and what the client is told when it
+//! breaks.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use super::body::{Substitute, UPSTREAM_OVERDUE};
+use super::exchange::{Exchange, Step};
+use super::phases::{Relay, out_of_order};
+use super::{answer, upstream};
+use crate::relay::dialect::{self, AnswerTerms, Outcome, ProviderError, error_event};
+use crate::relay::refusal::{Cause, Refusal};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+impl Relay {
+    /// Rewrites the head of an answer that passes, and takes up its reader.
+    pub(super) fn commit(&self, head: &mut ResponseHeader, exchange: &mut Exchange) -> Result<()> {
+        let terms = AnswerTerms {
+            id: format!("chatcmpl-{}", exchange.arrival.request_id.simple()).into(),
+            created: exchange.arrival.unix_ms / 1000,
+            model: Box::default(),
+            show_usage: false,
+        };
+        let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
+        let Some(target) = dispatch.target() else { return out_of_order("no candidate is being asked") };
+        let request = &dispatch.request;
+        let terms = AnswerTerms { model: request.model().into(), show_usage: request.wants_usage(), ..terms };
+        let kind = head.headers.get(CONTENT_TYPE).cloned().unwrap_or(JSON);
+        let is_stream = kind.as_bytes().starts_with(b"text/event-stream");
+        let unchanged = dialect::passes_unchanged(target);
+        let mut new = ResponseHeader::build_no_case(200, Some(16))?;
+        if let Some(length) = head.headers.get(CONTENT_LENGTH).filter(|_| unchanged && !is_stream) {
+            new.insert_header(CONTENT_LENGTH, length)?;
+        }
+        new.insert_header(CONTENT_TYPE, if unchanged || is_stream { kind } else { JSON })?;
+        if is_stream {
+            new.insert_header(CACHE_CONTROL, "no-cache")?;
+            // nginx in front of the relay would buffer the stream otherwise.
+            new.insert_header("x-accel-buffering", "no")?;
+        }
+        if let Some(dropped) = answer::list_of(&dispatch.dropped) {
+            new.insert_header("x-tollgate-dropped", dropped)?;
+        }
+        let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
+        // A document that is translated is told when it is whole: until then it may still turn out to be an error.
+        let is_gathered = !unchanged && !is_stream;
+        dispatch.tape.hold(is_gathered);
+        answer::stamp(&mut new, exchange)?;
+        *head = new.clone();
+        exchange.status = 200;
+        exchange.commit(reader, is_stream, is_gathered.then(|| Box::new(new)));
+        Ok(())
+    }
+
+    /// What follows the last piece. An error where the answer is to be seen to have broken off.
+    pub(super) fn finish(&self, exchange: &mut Exchange, passed: Bytes) -> Result<Bytes> {
+        let Step::Answering(answering) = &mut exchange.step else { return Ok(passed) };
+        let ended = answering.answer.end();
+        answering.outcome = Some(ended.outcome);
+        let all = joined(passed, &ended.append);
+        if let Some(head) = answering.late_head.take() {
+            return self.finish_gathered(exchange, head, all, ended.outcome);
+        }
+        match (ended.outcome, answering.is_stream) {
+            (Outcome::Complete | Outcome::Errored, _) => Ok(all),
+            (Outcome::Truncated, true) => {
+                let refusal = truncated();
+                self.shared.metrics.refused(refusal.cause);
+                Ok(joined(all, &error_event(&refusal)))
+            }
+            // A clean end would make half a document look whole.
+            (Outcome::Truncated, false) => {
+                Err(Error::explain(ErrorType::ConnectionClosed, "the document broke off").into_up())
+            }
+        }
+    }
+
+    /// A document that was gathered: an answer, or an error that came with a good status.
+    fn finish_gathered(
+        &self,
+        exchange: &mut Exchange,
+        mut head: Box<ResponseHeader>,
+        document: Bytes,
+        outcome: Outcome,
+    ) -> Result<Bytes> {
+        let Some(tape) = exchange.tape().map(Arc::clone) else { return Ok(document) };
+        let substitute = if outcome == Outcome::Complete {
+            head.insert_header(CONTENT_LENGTH, document.len())?;
+            Substitute { header: head, body: document }
+        } else {
+            let refusal = truncated();
+            let cause = if outcome == Outcome::Truncated { refusal.cause } else { Cause::UpstreamError };
+            self.shared.metrics.refused(cause);
+            let body = if document.is_empty() { Bytes::from(refusal.to_json()) } else { document };
+            answer::substitute(exchange, &ProviderError::Request { cause, body })?
+        };
+        tape.substitute(substitute);
+        Ok(Bytes::new())
+    }
+}
+
+/// What the client is told; `None` where it has left.
+pub(super) fn told(error: &Error, exchange: &mut Exchange) -> Option<ProviderError> {
+    let overdue = error.etype() == &UPSTREAM_OVERDUE;
+    if error.esource() == &ErrorSource::Downstream && !overdue {
+        return None;
+    }
+    let provider = match &mut exchange.step {
+        Step::Dispatched(dispatch) => match dispatch.failure.take() {
+            Some(failure) => return Some(failure),
+            None => dispatch.provider(),
+        },
+        Step::Answering(_) if !overdue => return Some(ProviderError::Provider(truncated())),
+        Step::Answering(answering) => &answering.target.provider.name,
+        _ => "",
+    };
+    upstream::explain(error, provider).map(ProviderError::Provider)
+}
+
+fn truncated() -> Refusal {
+    Refusal::new(Cause::UpstreamTruncated, "The provider's answer broke off before its end.")
+}
+
+/// One after the other, without a copy where there is only one.
+pub(super) fn joined(first: Bytes, second: &[u8]) -> Bytes {
+    if second.is_empty() {
+        return first;
+    }
+    let mut both = BytesMut::with_capacity(first.len() + second.len());
+    both.extend_from_slice(&first);
+    both.extend_from_slice(second);
+    both.freeze()
+}
