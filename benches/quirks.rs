@@ -49,7 +49,7 @@ fn siliconflow(word: usize) -> String {
 fn put_right(bencher: Bencher<'_, '_>, chunks: &[Bytes]) {
     let bytes: usize = chunks.iter().map(Bytes::len).sum();
     bencher.counter(BytesCount::new(bytes)).bench(|| {
-        let mut answer = LooseStream::new(&terms(), 1);
+        let mut answer = LooseStream::new(terms(), 1);
         chunks.iter().map(|chunk| answer.pass(chunk.clone()).len()).sum::<usize>()
     });
 }
@@ -78,7 +78,7 @@ fn stream_siliconflow(bencher: Bencher<'_, '_>, bytes: usize) {
 
 #[divan::bench]
 fn chunk(bencher: Bencher<'_, '_>) {
-    let mut answer = LooseStream::new(&terms(), 1);
+    let mut answer = LooseStream::new(terms(), 1);
     let chunk = Bytes::from(deepseek(7));
     bencher.counter(ItemsCount::new(1usize)).bench_local(|| answer.pass(chunk.clone()));
 }

@@ -4,7 +4,8 @@
 //! provider's name. Each quirk's note says what it is known from: `WIRE §6` is the project's table of vendors, names in
 //! slashes are its recordings, names with a number are issues of public projects.
 //!
-//! Deliberately absent: tool call ids. Moonshot repeats `name:N` in later turns (WIRE §6), and wants its own ids back.
+//! Deliberately absent: tool call ids, for Moonshot repeats `name:N` in later turns (WIRE §6) and wants its own ids back;
+//! and reasoning between `<think>` tags inside of the text, which may as well be what the model was asked to write.
 
 /// A set of quirks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -15,6 +15,6 @@ mod usage;
 mod whole;
 
 pub use answer::StreamReader;
-pub use quirks::{LOOSE_DOCUMENT_BYTES_MAX, LOOSE_EVENT_BYTES_MAX, LooseDocument, LooseStream, outgoing};
+pub use quirks::{LOOSE_DOCUMENT_BYTES_MAX, LOOSE_EVENT_BYTES_MAX, LooseDocument, LooseStream, incoming, outgoing};
 pub use request::ChatRequest;
 pub use whole::JsonReader;

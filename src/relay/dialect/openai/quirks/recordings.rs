@@ -98,7 +98,7 @@ fn recorded_streams_are_as_if_they_were_openais() {
         let mut first = None;
         for (number, chunks) in splits.into_iter().enumerate() {
             let show_usage = number % 2 == 0;
-            let mut answer = LooseStream::new(&terms(show_usage), choices(&expect));
+            let mut answer = LooseStream::new(terms(show_usage), choices(&expect));
             let out = pass(&mut answer, &case, &expect, chunks);
             let same = first.get_or_insert([None, None]);
             let same = &mut same[usize::from(show_usage)];

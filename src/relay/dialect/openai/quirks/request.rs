@@ -79,7 +79,7 @@ pub fn outgoing(
     splice.edits.extend(request.model_edit(model));
     splice.stream_options(request);
     splice.platform_fields();
-    splice.tokens(output_tokens_max)?;
+    splice.tokens(output_tokens_max);
     splice.sampling(rules.sampling);
     splice.rename_seed();
     splice.format(rules.schema, request)?;
@@ -171,7 +171,7 @@ impl Splice<'_> {
     }
 
     /// The most tokens of an answer: under the name that the vendor knows, and no more than the model has.
-    fn tokens(&mut self, output_tokens_max: u64) -> Result<(), Refusal> {
+    fn tokens(&mut self, output_tokens_max: u64) {
         if self.quirks.has(Quirk::MaxTokens) {
             if let Some(newer) = self.found.some("max_completion_tokens").cloned() {
                 self.edits.replace(newer.key(self.body), &br#""max_tokens""#[..]);
@@ -192,7 +192,6 @@ impl Splice<'_> {
                 }
             }
         }
-        Ok(())
     }
 
     fn sampling(&mut self, sampling: Sampling) {

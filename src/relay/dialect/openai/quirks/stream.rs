@@ -54,8 +54,8 @@ struct Lines {
 
 impl LooseStream {
     /// At the beginning of an answer to a client that asked for so many choices.
-    pub fn new(terms: &AnswerTerms, choices: u64) -> Self {
-        Self::with_event_bytes_max(terms, choices, LOOSE_EVENT_BYTES_MAX)
+    pub fn new(terms: AnswerTerms, choices: u64) -> Self {
+        Self::with_event_bytes_max(&terms, choices, LOOSE_EVENT_BYTES_MAX)
     }
 
     fn with_event_bytes_max(terms: &AnswerTerms, choices: u64, event_bytes_max: usize) -> Self {

@@ -11,7 +11,7 @@ fn terms(show_usage: bool) -> AnswerTerms {
 }
 
 fn run(show_usage: bool, stream: &[u8], chunk_bytes: usize) -> (Vec<u8>, Outcome, LooseStream) {
-    let mut answer = LooseStream::new(&terms(show_usage), 1);
+    let mut answer = LooseStream::new(terms(show_usage), 1);
     let mut out = Vec::new();
     for chunk in stream.chunks(chunk_bytes) {
         out.extend_from_slice(&answer.pass(Bytes::copy_from_slice(chunk)));
@@ -77,7 +77,7 @@ fn a_chunk_is_openais_letter_by_letter() {
 
 #[test]
 fn words_pass_at_once_and_the_finish_at_the_end() {
-    let mut answer = LooseStream::new(&terms(false), 1);
+    let mut answer = LooseStream::new(terms(false), 1);
     let word = events(&[r#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":"stop"}]}"#]);
     let out = answer.pass(Bytes::from(word.clone()));
     assert!(out.ends_with(b"\"finish_reason\":null}]}\n\n") && answer.began());
@@ -113,7 +113,7 @@ fn each_choice_has_its_own_role_and_finish() {
         r#"{"choices":[{"index":1,"delta":{},"finish_reason":"length"}]}"#,
         r#"{"choices":[{"index":0,"delta":{"content":"c"},"finish_reason":"stop"}]}"#,
     ]);
-    let mut answer = LooseStream::new(&terms(false), 2);
+    let mut answer = LooseStream::new(terms(false), 2);
     let mut out = answer.pass(Bytes::from(stream)).to_vec();
     let end = answer.end();
     out.extend_from_slice(&end.append);
@@ -122,7 +122,7 @@ fn each_choice_has_its_own_role_and_finish() {
     let seen: Vec<_> = decoded.choices.iter().map(|choice| (choice.text.as_str(), choice.finish.as_str())).collect();
     assert_eq!(seen, [("ac", "stop"), ("b", "length")]);
     // One of two that were asked for is not all.
-    let mut half = LooseStream::new(&terms(false), 2);
+    let mut half = LooseStream::new(terms(false), 2);
     half.pass(Bytes::from(events(&[r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#])));
     assert_eq!(half.end().outcome, Outcome::Truncated);
 }
