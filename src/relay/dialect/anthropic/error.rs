@@ -118,7 +118,12 @@ mod tests {
     fn a_fault_of_the_request_keeps_the_providers_words() {
         for (status, kind, message, code) in [
             (400, "invalid_request_error", "`temperature` is deprecated for this model.", Value::Null),
-            (400, "invalid_request_error", "prompt is too long: 9 tokens > 8 maximum", "context_length_exceeded".into()),
+            (
+                400,
+                "invalid_request_error",
+                "prompt is too long: 9 tokens > 8 maximum",
+                "context_length_exceeded".into(),
+            ),
             (400, "invalid_request_error", "Output blocked by content filtering policy", "content_filter".into()),
             (404, "not_found_error", "no such file", Value::Null),
             (413, "request_too_large", "Request exceeds the maximum size", "request_too_large".into()),
@@ -152,7 +157,8 @@ mod tests {
                 ProviderError::Request { body, .. } => panic!("the request's fault: {body:?}"),
             }
         }
-        for (status, cause) in [(404, Cause::UpstreamError), (408, Cause::UpstreamTimeout), (502, Cause::UpstreamError)] {
+        for (status, cause) in [(404, Cause::UpstreamError), (408, Cause::UpstreamTimeout), (502, Cause::UpstreamError)]
+        {
             let ProviderError::Provider(refusal) = map_error(status, b"<html>", None) else { panic!("{status}") };
             assert_eq!(refusal.cause, cause);
         }

@@ -85,7 +85,10 @@ fn check_usage(name: &str, expect: &Value, seen: &Seen, answer: &dyn Answer) {
     assert_eq!(usage.cache_write_5m + usage.cache_write_1h, tokens("cache_write_tokens"), "{name}");
     if let Some(shown) = &seen.usage {
         assert_eq!((&shown["prompt_tokens"], &shown["completion_tokens"]), (&json!(expected.0), &json!(expected.1)));
-        assert_eq!((&shown["total_tokens"], &shown["cache_creation_input_tokens"]), (&json!(expected.2), &json!(tokens("cache_write_tokens"))));
+        assert_eq!(
+            (&shown["total_tokens"], &shown["cache_creation_input_tokens"]),
+            (&json!(expected.2), &json!(tokens("cache_write_tokens")))
+        );
         assert_eq!(shown["prompt_tokens_details"]["cached_tokens"], json!(usage.cache_read), "{name}");
         assert_eq!(shown["completion_tokens_details"]["reasoning_tokens"], json!(usage.reasoning), "{name}");
     }
@@ -103,7 +106,10 @@ fn recorded_streams_are_what_was_expected() {
             let (out, outcome) = pass(&mut answer, pieces);
             let seen = read_stream(&out, outcome, show_usage);
             check(&case, &expect, &seen, &answer);
-            assert!(answer.began() == !answer.sample().is_empty() && answer.output_is_reported() == (outcome == Outcome::Complete));
+            assert!(
+                answer.began() != answer.sample().is_empty()
+                    && answer.output_is_reported() == (outcome == Outcome::Complete)
+            );
             let first = first.get_or_insert_with(|| seen.clone());
             assert_eq!((&seen.python, &seen.node), (&first.python, &first.node), "{}", case.display());
         }

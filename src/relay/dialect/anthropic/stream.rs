@@ -408,3 +408,6 @@ impl Translation {
         self.error = Some(AnswerError { message: message.into(), kind: None, code: None });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,8 @@ impl CacheMarks {
     pub(super) fn count(&mut self, mark: CacheMark<'_>, path: &Path<'_>) -> Result<(), Refusal> {
         self.count += usize::from(mark.is_some());
         if self.count > MARKS_MAX {
-            let message = format!("At most {MARKS_MAX} parts, messages and tools of a request may have 'cache_control'.");
+            let message =
+                format!("At most {MARKS_MAX} parts, messages and tools of a request may have 'cache_control'.");
             return Err(path.field("cache_control").invalid(message));
         }
         Ok(())

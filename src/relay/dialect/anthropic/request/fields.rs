@@ -49,7 +49,13 @@ impl<'a> Fields<'a> {
     fn member(&mut self, key: &[u8], cursor: &mut Cursor<'a>) -> Result<(), Refusal> {
         let field = Path::Field;
         match key {
-            b"model" | b"messages" | b"stream" | b"stream_options" | b"max_tokens" | b"max_completion_tokens" | b"n" => {
+            b"model"
+            | b"messages"
+            | b"stream"
+            | b"stream_options"
+            | b"max_tokens"
+            | b"max_completion_tokens"
+            | b"n" => {
                 cursor.skip()?;
             }
             b"tools" => self.tools = Some(cursor.raw()?),

@@ -57,9 +57,9 @@ impl<'a> ResponseFormat<'a> {
                     SchemaForm::None => Err(path.invalid("This model cannot be held to a JSON schema.")),
                 }
             }
-            _ => Err(path.field("type").invalid(
-                "Invalid 'response_format.type': expected one of 'text', 'json_object' and 'json_schema'.",
-            )),
+            _ => Err(path
+                .field("type")
+                .invalid("Invalid 'response_format.type': expected one of 'text', 'json_object' and 'json_schema'.")),
         }
     }
 
@@ -134,7 +134,8 @@ fn write_closed(out: &mut Vec<u8>, cursor: &mut Cursor<'_>) -> Result<(), Fault>
                 is_object |= key.raw() == b"properties";
                 write_map(out, cursor)?;
             }
-            b"items" | b"prefixItems" | b"anyOf" | b"oneOf" | b"allOf" | b"not" | b"if" | b"then" | b"else" | b"contains" => {
+            b"items" | b"prefixItems" | b"anyOf" | b"oneOf" | b"allOf" | b"not" | b"if" | b"then" | b"else"
+            | b"contains" => {
                 write_closed(out, cursor)?;
             }
             b"type" => {

@@ -209,10 +209,7 @@ fn tell_calls(path: &Path<'_>, calls: &[u8], conversation: &mut Conversation) ->
 }
 
 /// A call's arguments: a string that holds an object, whose text is taken over as it is. Nothing is the empty object.
-fn read_arguments<'a>(
-    path: &Path<'_>,
-    arguments: Option<&'a [u8]>,
-) -> Result<std::borrow::Cow<'a, [u8]>, Refusal> {
+fn read_arguments<'a>(path: &Path<'_>, arguments: Option<&'a [u8]>) -> Result<std::borrow::Cow<'a, [u8]>, Refusal> {
     let Some(arguments) = arguments else { return Ok(b"{}"[..].into()) };
     let mut cursor = Cursor::new(arguments);
     let json = match cursor.kind()? {

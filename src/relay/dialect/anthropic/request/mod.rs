@@ -63,7 +63,8 @@ pub fn request(
     let may_think = !lacks_thinking && !tools.is_forced(format.as_tool());
     let plan = Plan::make(&mut fields, rules, request.output_tokens_asked(), output_tokens_max, may_think)?;
     if is_prefilled && (!rules.prefill || plan.thinks()) {
-        let message = "This model does not go on with the assistant's own words: the last message must not be the assistant's.";
+        let message =
+            "This model does not go on with the assistant's own words: the last message must not be the assistant's.";
         return Err(invalid("messages", message));
     }
 

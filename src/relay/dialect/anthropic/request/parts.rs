@@ -33,9 +33,18 @@ enum Content<'a> {
     /// An image at an address.
     ImageUrl(Cow<'a, str>),
     /// Bytes as base64, which begin at `data_at` of the URI.
-    Base64 { kind: &'static str, media_type: &'static str, uri: Cow<'a, str>, data_at: usize, title: Option<RawStr<'a>> },
+    Base64 {
+        kind: &'static str,
+        media_type: &'static str,
+        uri: Cow<'a, str>,
+        data_at: usize,
+        title: Option<RawStr<'a>>,
+    },
     /// A document of text.
-    PlainText { text: String, title: Option<RawStr<'a>> },
+    PlainText {
+        text: String,
+        title: Option<RawStr<'a>>,
+    },
 }
 
 /// A message's `content`: a string, or parts. What is blank is left out: Anthropic refuses it. A part is given together with
@@ -136,7 +145,8 @@ impl<'a> Part<'a> {
                 write_title(out, *title);
             }
             Content::PlainText { text, title } => {
-                let source = b"{\"type\":\"document\",\"source\":{\"type\":\"text\",\"media_type\":\"text/plain\",\"data\":";
+                let source =
+                    b"{\"type\":\"document\",\"source\":{\"type\":\"text\",\"media_type\":\"text/plain\",\"data\":";
                 out.extend_from_slice(source);
                 write_string(out, text);
                 out.push(b'}');

@@ -267,7 +267,9 @@ fn read_choice(json: &[u8], tools: &mut Vec<Tool<'_>>) -> Result<Choice, Refusal
             let path = path.field("allowed_tools");
             read_allowed(&path, allowed.ok_or_else(|| path.missing())?, tools)
         }
-        _ => Err(path.field("type").invalid("This model's provider takes a choice of type 'function' or 'allowed_tools'.")),
+        _ => Err(path
+            .field("type")
+            .invalid("This model's provider takes a choice of type 'function' or 'allowed_tools'.")),
     }
 }
 
