@@ -51,7 +51,7 @@ fn stream(events: &[Value]) -> String {
 /// What a client sees of a stream, which is the same however it is cut.
 fn seen(stream: &str) -> Seen {
     let read = |show_usage: bool, chunk_bytes: usize| {
-        let mut answer = StreamTranslator::new(&terms(show_usage));
+        let mut answer = StreamTranslator::new(terms(show_usage));
         let (out, outcome) = pass(&mut answer, stream.as_bytes().chunks(chunk_bytes));
         read_stream(&out, outcome, show_usage)
     };
@@ -73,7 +73,7 @@ fn a_stream_is_this() {
         vec![start(), block(0, &json!({"type":"text","text":""})), json!({"type":"ping"}), text("Hi \"é\"")];
     events.push(stop(0));
     events.extend(end("end_turn"));
-    let mut answer = StreamTranslator::new(&terms(true));
+    let mut answer = StreamTranslator::new(terms(true));
     let (out, outcome) = pass(&mut answer, [stream(&events).as_bytes()]);
     let head = r#"data: {"id":"chatcmpl-\"1\"","object":"chat.completion.chunk","created":1700000000,"model":"claude/é","choices":"#;
     let chunk = |delta: &str, finish: &str| {
@@ -93,7 +93,7 @@ fn a_stream_is_this() {
 
 #[test]
 fn each_event_is_told_at_once() {
-    let mut answer = StreamTranslator::new(&terms(false));
+    let mut answer = StreamTranslator::new(terms(false));
     let mut tell = |event_: Value| answer.pass(Bytes::from(event(&event_))).len();
     assert!(tell(start()) > 0);
     assert_eq!(tell(block(0, &json!({"type":"text","text":""}))), 0);
@@ -188,7 +188,7 @@ fn thinking_too_long_to_keep_is_told_once() {
     events.extend((0..5).map(|_| delta(0, "thinking_delta", "thinking", &piece)));
     events.extend([delta(0, "signature_delta", "signature", "s"), stop(0)]);
     events.extend(end("end_turn"));
-    let mut answer = StreamTranslator::new(&terms(false));
+    let mut answer = StreamTranslator::new(terms(false));
     let (out, outcome) = pass(&mut answer, [stream(&events).as_bytes()]);
     let seen = read_stream(&out, outcome, false);
     assert_eq!((seen.reasoning.len(), seen.python.get("thinking_blocks")), (piece.len() * 5, None));
@@ -229,7 +229,7 @@ fn errors_are_told_once() {
     let seen = seen(&cut);
     assert_eq!((seen.outcome, &*seen.text), (Some(Outcome::Errored), "a"));
     assert_eq!(seen.error.unwrap()["code"], "upstream_error");
-    let mut answer = StreamTranslator::new(&terms(false));
+    let mut answer = StreamTranslator::new(terms(false));
     pass(&mut answer, [cut.as_bytes()]);
     assert_eq!(answer.error().map(|error| &*error.message), Some("Overloaded"));
     assert_eq!((answer.usage().unwrap().input, answer.output_is_reported()), (5, false));
@@ -258,7 +258,7 @@ fn noise_is_passed_over_and_loss_is_not() {
 fn halves_of_characters_are_made_whole() {
     let half = "data: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"a\\ud83d\"}}\n\n";
     assert_eq!(seen(half).text, "a\u{FFFD}");
-    let mut answer = StreamTranslator::new(&terms(false));
+    let mut answer = StreamTranslator::new(terms(false));
     let (out, outcome) =
         pass(&mut answer, [&b"data: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"a\xFF\"}}\n\n"[..]]);
     assert_eq!(read_stream(&out, outcome, false).text, "a\u{FFFD}");
@@ -309,7 +309,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_stream_of_openais(bytes: Vec<u8>, json in r#"(data: |event: error|\{"type":"|content_block_delta"|,"delta":\{"text":|"a"|\}|\n)*"#) {
         for stream in [&bytes[..], json.as_bytes(), &[json.as_bytes(), &bytes].concat()] {
-            let (out, outcome) = pass(&mut StreamTranslator::new(&terms(true)), stream.chunks(5));
+            let (out, outcome) = pass(&mut StreamTranslator::new(terms(true)), stream.chunks(5));
             read_stream(&out, outcome, true);
         }
     }
