@@ -29,6 +29,8 @@ mod error;
 mod event;
 mod reasoning;
 #[cfg(test)]
+mod recorded_requests;
+#[cfg(test)]
 mod recordings;
 mod request;
 mod stream;

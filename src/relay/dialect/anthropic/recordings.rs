@@ -12,7 +12,7 @@ use crate::relay::dialect::{Answer, Outcome, ProviderError};
 const SMALL_BYTES: usize = 3000;
 
 /// The cases of this provider; empty where the recordings are not.
-fn cases() -> Vec<PathBuf> {
+pub(super) fn cases() -> Vec<PathBuf> {
     let root = std::env::var_os("TOLLGATE_RECORDINGS").map_or_else(|| "../shared/recordings".into(), PathBuf::from);
     let entries = std::fs::read_dir(root.join("anthropic")).into_iter().flatten().flatten();
     let mut cases: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
@@ -23,7 +23,7 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-fn json(case: &Path, name: &str) -> Value {
+pub(super) fn json(case: &Path, name: &str) -> Value {
     std::fs::read(case.join(name)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
@@ -102,12 +102,12 @@ fn recorded_streams_are_what_was_expected() {
         let mut first: Option<Seen> = None;
         for (way, pieces) in cuts(&stream).into_iter().enumerate() {
             let show_usage = way % 2 == 0;
-            let mut answer = StreamTranslator::new(&terms(show_usage));
+            let mut answer = StreamTranslator::new(terms(show_usage));
             let (out, outcome) = pass(&mut answer, pieces);
             let seen = read_stream(&out, outcome, show_usage);
             check(&case, &expect, &seen, &answer);
             assert!(
-                answer.began() == !answer.sample().is_empty()
+                answer.began() != answer.sample().is_empty()
                     && answer.output_is_reported() == (outcome == Outcome::Complete)
             );
             let first = first.get_or_insert_with(|| seen.clone());
@@ -160,7 +160,7 @@ fn recorded_thinking_goes_round() {
         let (stream, document) = (std::fs::read(case.join("response.sse")), std::fs::read(case.join("response.json")));
         let (seen, expected) = match (stream, document) {
             (Ok(stream), _) => {
-                let (out, outcome) = pass(&mut StreamTranslator::new(&terms(false)), [&stream[..]]);
+                let (out, outcome) = pass(&mut StreamTranslator::new(terms(false)), [&stream[..]]);
                 (read_stream(&out, outcome, false), thinking_of_stream(&stream))
             }
             (_, Ok(document)) if json(&case, "expect.json")["outcome"] == "ok" => {

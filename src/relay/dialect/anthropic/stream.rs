@@ -85,8 +85,8 @@ enum Told {
 
 impl StreamTranslator {
     /// At the beginning of an answer.
-    pub fn new(terms: &AnswerTerms) -> Self {
-        Self::with_event_bytes_max(terms, EVENT_BYTES_MAX)
+    pub fn new(terms: AnswerTerms) -> Self {
+        Self::with_event_bytes_max(&terms, EVENT_BYTES_MAX)
     }
 
     fn with_event_bytes_max(terms: &AnswerTerms, event_bytes_max: usize) -> Self {
@@ -408,3 +408,6 @@ impl Translation {
         self.error = Some(AnswerError { message: message.into(), kind: None, code: None });
     }
 }
+
+#[cfg(test)]
+mod tests;

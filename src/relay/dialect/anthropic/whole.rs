@@ -266,3 +266,80 @@ fn separate(list: &mut Vec<u8>) {
         list.push(b',');
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::client::{Seen, pass, read_whole, terms};
+    use super::*;
+
+    fn seen(document: &str) -> Seen {
+        let (out, outcome) = pass(&mut WholeTranslator::new(terms(false)), document.as_bytes().chunks(7));
+        read_whole(&out, outcome)
+    }
+
+    #[test]
+    fn a_whole_answer_is_this() {
+        let document = r#"
+            {"type":"message","content":[
+                {"type":"thinking","thinking":"hm\n","signature":"s/=="},{"type":"redacted_thinking","data":"x"},
+                {"type":"text","text":"A","citations":null},{"type":"server_tool_use","id":"s","name":"n","input":{"q":1}},
+                {"type":"text","text":"b"},
+                {"type":"tool_use","id":"c","name":"f","input":{ "n": 12345678901234567890123, "s": "a b" }},
+                {"type":"tool_use","id":"d","name":"g","input":{}}],
+             "stop_reason":"tool_use","usage":{"input_tokens":1,"cache_read_input_tokens":2,"cache_creation_input_tokens":3,"output_tokens":4}}"#;
+        let mut answer = WholeTranslator::new(terms(false));
+        let (out, outcome) = pass(&mut answer, [document.as_bytes()]);
+        let head = r#"{"id":"chatcmpl-\"1\"","object":"chat.completion","created":1700000000,"model":"claude/é","choices":[{"index":0,"message":{"role":"assistant","content":"Ab","refusal":null,"reasoning_content":"hm\n","thinking_blocks":[{"type":"thinking","thinking":"hm\n","signature":"s/=="},{"type":"redacted_thinking","data":"x"}],"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"n\":12345678901234567890123,\"s\":\"a b\"}"}},{"id":"d","type":"function","function":{"name":"g","arguments":"{}"}}],"annotations":[]},"logprobs":null,"finish_reason":"tool_calls"}],"usage":{"prompt_tokens":6,"completion_tokens":4,"total_tokens":10,"prompt_tokens_details":{"cached_tokens":2,"#;
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with(head), "{text}");
+        assert_eq!((outcome, answer.began()), (Outcome::Complete, true));
+        assert_eq!(answer.usage().unwrap().prompt(), 6);
+    }
+
+    #[test]
+    fn what_is_said_of_the_text_depends_on_the_calls() {
+        let answer = |content: serde_json::Value, reason: &str| {
+            let seen = seen(&json!({"content": content, "stop_reason": reason}).to_string());
+            (seen.python["content"].clone(), seen.finish.unwrap())
+        };
+        let call = json!([{"type":"tool_use","id":"c","name":"f","input":{}}]);
+        assert_eq!(answer(call, "tool_use"), (json!(null), "tool_calls".into()));
+        assert_eq!(answer(json!([]), "end_turn"), (json!(""), "stop".into()));
+        assert_eq!(answer(json!([]), "refusal"), (json!(""), "content_filter".into()));
+        let schema = json!([{"type":"tool_use","id":"c","name":SCHEMA_TOOL,"input":{"a": 1}}]);
+        assert_eq!(answer(schema, "tool_use"), (json!("{\"a\":1}"), "stop".into()));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        let error = json!({"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}).to_string();
+        for (document, message) in [
+            (&*error, "The provider is overloaded."),
+            ("<html>", "The provider's answer cannot be read."),
+            ("[]", "The provider's answer cannot be read."),
+            ("{\"content\":[]} x", "The provider's answer cannot be read."),
+        ] {
+            assert_eq!(seen(document).error.unwrap()["message"], message);
+        }
+        for document in ["", " ", "{\"content\":[", "{\"content\":[]"] {
+            assert_eq!(seen(document).outcome, Some(Outcome::Truncated));
+        }
+        let mut long = WholeTranslator::with_bytes_max(terms(false), 10);
+        let (out, outcome) = pass(&mut long, [&b"{\"content\""[..], b":[]}"]);
+        assert_eq!(read_whole(&out, outcome).error.unwrap()["code"], "upstream_error");
+        assert_eq!(long.gathered.capacity(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_answer_or_an_error(bytes: Vec<u8>, json in r#"(\{|\}|\[|\]|,|"content":|"type":|"tool_use"|"input":|"error":|"stop_reason":|"text")*"#) {
+            for document in [&bytes[..], json.as_bytes()] {
+                let (out, outcome) = pass(&mut WholeTranslator::new(terms(false)), document.chunks(5));
+                read_whole(&out, outcome);
+            }
+        }
+    }
+}

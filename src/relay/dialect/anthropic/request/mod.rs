@@ -11,6 +11,8 @@ mod format;
 mod ids;
 mod messages;
 mod parts;
+#[cfg(test)]
+mod properties;
 mod refuse;
 mod stop;
 #[cfg(test)]
