@@ -16,10 +16,14 @@ mod finish;
 mod ids;
 mod logprobs;
 mod progress;
+#[cfg(test)]
+mod recordings;
 mod request;
 mod response;
 mod signatures;
 mod stream;
+#[cfg(test)]
+mod testing;
 mod usage;
 mod whole;
 

@@ -282,3 +282,103 @@ impl Message {
         write(&[b"},\"logprobs\":", logprobs, b",\"finish_reason\":\"", self.reason.as_bytes(), b"\"}"]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::relay::dialect::gemini::SignatureMemory;
+    use crate::relay::dialect::gemini::testing::{terms, told_by_document};
+
+    fn translator() -> WholeTranslator {
+        WholeTranslator::new(terms(false), 1, Arc::new(SignatureMemory::default()).scope("acct"))
+    }
+
+    fn translate(document: &[u8]) -> (Value, Outcome) {
+        let mut translator = translator();
+        assert_eq!(translator.pass(Bytes::copy_from_slice(document)), Bytes::new());
+        let end = translator.end();
+        assert_eq!(translator.end(), End { outcome: end.outcome, append: Bytes::new() });
+        (serde_json::from_slice(&end.append).unwrap(), end.outcome)
+    }
+
+    #[test]
+    fn a_document_has_all_that_openais_have() {
+        let (document, outcome) = translate(
+            json!({"candidates": [
+                {"content": {"parts": [{"text": "Hm", "thought": true}, {"text": "a\""}, {"text": "b", "thoughtSignature": "W"}]},
+                 "finishReason": "STOP", "logprobsResult": {"chosenCandidates": [{"token": "a", "logProbability": -1.5}]}},
+                {"content": {"parts": [{"functionCall": {"name": "f", "args": {"x": 1}}, "thoughtSignature": "S"}]}, "index": 1}],
+                "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2, "thoughtsTokenCount": 1}})
+            .to_string()
+            .as_bytes(),
+        );
+        assert_eq!(outcome, Outcome::Complete);
+        let expected = json!({
+            "id": "chatcmpl-0198c7f2-1b7a-7c3d-8e4f-0123456789ab", "object": "chat.completion", "created": 1_782_321_902,
+            "model": "gemini/\"2.5\"",
+            "choices": [
+                {"index": 0, "message": {"role": "assistant", "content": "a\"b", "refusal": null, "annotations": [],
+                    "reasoning_content": "Hm", "extra_content": {"google": {"thought_signature": "W"}}},
+                 "logprobs": {"content": [{"token": "a", "logprob": -1.5, "bytes": null, "top_logprobs": []}], "refusal": null},
+                 "finish_reason": "stop"},
+                {"index": 1, "message": {"role": "assistant", "content": null, "refusal": null, "annotations": [], "tool_calls": [
+                    {"id": "call_tg_f21b7a7c3d8e4f0123456789ab_0", "type": "function",
+                     "function": {"name": "f", "arguments": "{\"x\":1}"}, "extra_content": {"google": {"thought_signature": "S"}}}]},
+                 "logprobs": null, "finish_reason": "tool_calls"}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8,
+                "prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 1}},
+        });
+        assert_eq!(document, expected);
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        for (document, outcome, code) in [
+            ("", Outcome::Truncated, "upstream_truncated"),
+            ("{\"candidates\": [", Outcome::Truncated, "upstream_truncated"),
+            ("<html>", Outcome::Errored, "upstream_error"),
+            ("{}", Outcome::Errored, "upstream_error"),
+            ("[]", Outcome::Errored, "upstream_error"),
+            (r#"{"error":{"code":429,"message":"x"}}"#, Outcome::Errored, "upstream_rate_limited"),
+            (r#"{"candidates":[{"finishReason":"OTHER"}]}"#, Outcome::Errored, "upstream_error"),
+        ] {
+            let (body, seen) = translate(document.as_bytes());
+            assert_eq!((seen, body["error"]["code"].as_str()), (outcome, Some(code)), "{document}");
+        }
+    }
+
+    #[test]
+    fn an_answer_too_large_is_an_error_and_is_not_kept() {
+        let mut translator = translator();
+        let chunk = Bytes::from(vec![b' '; 1024 * 1024]);
+        for _ in 0..33 {
+            translator.pass(chunk.clone());
+        }
+        assert_eq!(translator.body.capacity(), 0);
+        assert_eq!(translator.end().outcome, Outcome::Errored);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_a_document_or_an_error(
+            bytes: Vec<u8>,
+            text in r#"\{("candidates":\[(\{("content":\{"parts":\[\{"text":"(a|\\ud800)"\}\]\})?(,"finishReason":"(STOP|OTHER)")?\})?\])?(,?"promptFeedback":\{\})?(,"error":(null|1))?\}?"#,
+        ) {
+            for document in [&bytes[..], text.as_bytes(), &[text.as_bytes(), &bytes].concat()] {
+                let mut translator = translator();
+                translator.pass(Bytes::copy_from_slice(document));
+                let end = translator.end();
+                if end.outcome == Outcome::Complete {
+                    told_by_document(&end.append);
+                } else {
+                    prop_assert!(serde_json::from_slice::<Value>(&end.append).unwrap()["error"]["code"].is_string());
+                }
+            }
+        }
+    }
+}

@@ -16,6 +16,8 @@ mod parts;
 mod read;
 mod results;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod tools;
 
 use bytes::Bytes;
