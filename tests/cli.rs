@@ -227,7 +227,9 @@ fn usage_is_listed_and_summed() {
     assert_eq!(place.json(&["usage", "--by", "day"]), Value::Array(vec![]));
     let account = place.account();
     place.doctor(
-        "INSERT INTO usage_records VALUES
+        "INSERT INTO usage_records (request_id, account_id, key_id, model, provider, status, input_tokens,
+          cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens,
+          cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms) VALUES
          ('0198c5a1-0000-7000-8000-000000000001', 'a', 'k1', 'gpt-4o', 'openai', 200, 10, 1, 2, 3, 20, 5, 1000, FALSE, FALSE, 1767225600000, 40, 900),
          ('0198c5a1-0000-7000-8000-000000000002', 'a', 'k2', 'demo', 'demo', 502, 1, 0, 0, 0, 0, 0, 7, TRUE, TRUE, 1767225600000, NULL, 10),
          ('0198c5a1-0000-7000-8000-000000000003', 'b', 'k3', 'gpt-4o', 'openai', 200, 100, 0, 0, 0, 200, 0, 30, FALSE, FALSE, 1767312000000, 1, 2)",
@@ -274,7 +276,10 @@ fn usage_is_not_cut() {
     place.account();
     place.doctor(
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
-         INSERT INTO usage_records SELECT printf('0198c5a1-0000-7000-8000-%012d', i), 'a', 'k', 'm', 'p', 200,
+         INSERT INTO usage_records (request_id, account_id, key_id, model, provider, status, input_tokens,
+          cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens,
+          cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms)
+         SELECT printf('0198c5a1-0000-7000-8000-%012d', i), 'a', 'k', 'm', 'p', 200,
          1, 0, 0, 0, 1, 0, 1, FALSE, FALSE, 1767225600000 + i / 7, 1, 1 FROM n",
     );
     let listed = place.json(&["usage"]);

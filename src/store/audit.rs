@@ -25,7 +25,7 @@ pub enum DifferenceKind {
     Balance,
     /// A key's spending is not the sum of its entries.
     Spent,
-    /// A request's cost is not its entry's amount, or the two name different payers.
+    /// A request's cost is not its entry's amount, or the two name different payers or requests.
     Cost,
     /// A request has no entry.
     EntryMissing,
@@ -57,9 +57,9 @@ impl DifferenceKind {
 const CHECKS: [(DifferenceKind, &str); 7] = [
     (
         DifferenceKind::Balance,
-        "SELECT a.id, a.balance_nano_usd, CAST(COALESCE(SUM(e.amount_nano_usd), 0) AS BIGINT) \
-         FROM accounts a LEFT JOIN ledger_entries e ON e.account_id = a.id GROUP BY a.id, a.balance_nano_usd \
-         HAVING a.balance_nano_usd <> COALESCE(SUM(e.amount_nano_usd), 0) ORDER BY a.id",
+        "SELECT a.id, a.balance_nano_usd, CAST(COALESCE(e.balance, 0) AS BIGINT) FROM accounts a LEFT JOIN \
+         (SELECT account_id, SUM(amount_nano_usd) AS balance FROM ledger_entries GROUP BY account_id) e \
+         ON e.account_id = a.id WHERE a.balance_nano_usd <> COALESCE(e.balance, 0) ORDER BY a.id",
     ),
     (
         DifferenceKind::Spent,
@@ -70,20 +70,20 @@ const CHECKS: [(DifferenceKind, &str); 7] = [
     (
         DifferenceKind::Cost,
         "SELECT u.request_id, u.cost_nano_usd, -e.amount_nano_usd FROM usage_records u \
-         JOIN ledger_entries e ON e.request_id = u.request_id WHERE e.amount_nano_usd <> -u.cost_nano_usd \
+         JOIN ledger_entries e ON e.seq = u.seq WHERE e.amount_nano_usd <> -u.cost_nano_usd \
          OR e.account_id <> u.account_id OR e.key_id IS NULL OR e.key_id <> u.key_id OR e.kind <> 'usage' \
-         ORDER BY u.request_id",
+         OR e.request_id IS NULL OR e.request_id <> u.request_id ORDER BY u.request_id",
     ),
     (
         DifferenceKind::EntryMissing,
         "SELECT u.request_id, u.cost_nano_usd, CAST(NULL AS BIGINT) FROM usage_records u \
-         WHERE NOT EXISTS (SELECT 1 FROM ledger_entries e WHERE e.request_id = u.request_id) ORDER BY u.request_id",
+         WHERE NOT EXISTS (SELECT 1 FROM ledger_entries e WHERE e.seq = u.seq) ORDER BY u.request_id",
     ),
     (
         DifferenceKind::UsageMissing,
         "SELECT COALESCE(e.request_id, 'entry ' || CAST(e.seq AS TEXT)), CAST(NULL AS BIGINT), -e.amount_nano_usd \
          FROM ledger_entries e WHERE (e.kind = 'usage' OR e.request_id IS NOT NULL) \
-         AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.request_id = e.request_id) ORDER BY e.seq",
+         AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.seq = e.seq) ORDER BY e.seq",
     ),
     (
         DifferenceKind::AccountMissing,

@@ -1,20 +1,18 @@
 //! Settling: finished requests become usage rows and ledger entries, each at most once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
+use super::bulk::{self, BALANCES, Kept, SPENDINGS};
 use super::change::Counter;
-use super::key::saturating_i64;
 use super::{Store, StoreError};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 
 /// The most that one request is charged: a million dollars. A cost above it is a provider's nonsense, and would leave
 /// sums that no longer fit.
 const COST_MAX: NanoUsd = NanoUsd(1_000_000_000_000_000);
-/// The most tokens of a class that one request is recorded with, for the same reason.
-const TOKENS_MAX: u64 = 1 << 40;
 
 /// A request as the ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,24 +44,22 @@ impl Store {
     pub async fn settle(&self, records: &[UsageRecord]) -> Result<Vec<Settled>, StoreError> {
         let mut transaction = self.write().await?;
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
-        let last = Counter::LedgerSeq.advance(&mut transaction, count).await?;
+        let last_seq = Counter::LedgerSeq.advance(&mut transaction, count).await?;
+        let first_seq = last_seq - count + 1;
+        let repeated = bulk::insert_usage(&mut transaction, first_seq, records).await?;
+        bulk::insert_entries(&mut transaction, first_seq, last_seq).await?;
         let (mut by_account, mut by_key) = (Sums::new(), Sums::new());
-        let mut fresh = Vec::with_capacity(records.len());
-        for (seq, record) in (last - count + 1..).zip(records) {
-            let is_fresh = insert_usage(&mut transaction, record).await?;
-            let charge = if is_fresh { Sum { amount: charged(record), seq } } else { Sum::default() };
-            if is_fresh {
-                insert_entry(&mut transaction, seq, record).await?;
-            }
+        for (seq, record) in (first_seq..).zip(records) {
+            let fresh = !repeated.contains(&seq);
+            let charge = if fresh { Sum { amount: charged(record), seq } } else { Sum::default() };
             by_account.entry(&record.account_id).or_default().add(charge);
             by_key.entry(&record.key_id).or_default().add(charge);
-            fresh.push(is_fresh);
         }
-        BALANCES.charge(&mut transaction, &mut by_account).await?;
-        SPENDINGS.charge(&mut transaction, &mut by_key).await?;
+        charge(&mut transaction, &BALANCES, &mut by_account, i64::saturating_sub).await?;
+        charge(&mut transaction, &SPENDINGS, &mut by_key, i64::saturating_add).await?;
         transaction.commit().await?;
-        let settled = |(record, fresh)| settled(record, fresh, &by_account, &by_key);
-        Ok(records.iter().zip(fresh).map(settled).collect())
+        let settled = |(seq, record)| settled(record, !repeated.contains(&seq), &by_account, &by_key);
+        Ok((first_seq..).zip(records).map(settled).collect())
     }
 }
 
@@ -99,97 +95,34 @@ impl Sum {
     }
 }
 
-/// Sums that are kept beside the ledger, in one column of one table.
-struct Kept {
-    read: &'static str,
-    write: &'static str,
+/// Charges each of the sums that are kept beside the ledger, and leaves the new sum in the charge's place, or 0 where no sum is
+/// kept. Nobody can have moved a sum between its reading and its writing: the transaction holds the ledger's counter.
+async fn charge(
+    connection: &mut SqliteConnection,
+    kept: &Kept,
+    charges: &mut Sums<'_>,
     charge: fn(i64, i64) -> i64,
-}
-
-const BALANCES: Kept = Kept {
-    read: "SELECT balance_nano_usd, balance_seq FROM accounts WHERE id = $1",
-    write: "UPDATE accounts SET balance_nano_usd = $1, balance_seq = $2 WHERE id = $3",
-    charge: i64::saturating_sub,
-};
-
-const SPENDINGS: Kept = Kept {
-    read: "SELECT spent_nano_usd, spent_seq FROM api_keys WHERE id = $1",
-    write: "UPDATE api_keys SET spent_nano_usd = $1, spent_seq = $2 WHERE id = $3",
-    charge: i64::saturating_add,
-};
-
-impl Kept {
-    /// Charges each and leaves the new sum in the charge's place. Nobody can have moved a sum between its reading and
-    /// its writing: the transaction holds the ledger's counter.
-    async fn charge(&self, connection: &mut SqliteConnection, charges: &mut Sums<'_>) -> Result<(), StoreError> {
-        for (id, charge) in charges {
-            let kept: Option<(i64, i64)> = sqlx::query_as(self.read).bind(*id).fetch_optional(&mut *connection).await?;
-            let Some((amount, seq)) = kept else {
-                *charge = Sum::default();
-                continue;
-            };
-            if charge.seq == 0 {
-                *charge = Sum { amount: NanoUsd(amount), seq };
-                continue;
+) -> Result<(), StoreError> {
+    let ids: Vec<&str> = charges.keys().copied().collect();
+    let stored = kept.read(connection, &ids).await?;
+    let stored: HashMap<&str, (i64, i64)> = stored.iter().map(|(id, amount, seq)| (&**id, (*amount, *seq))).collect();
+    let mut moved = Vec::with_capacity(ids.len());
+    for (id, sum) in charges {
+        *sum = match stored.get(id) {
+            None => Sum::default(),
+            Some(&(amount, seq)) if sum.seq == 0 => Sum { amount: NanoUsd(amount), seq },
+            Some(&(amount, _)) => {
+                let amount = charge(amount, sum.amount.0);
+                moved.push((*id, amount, sum.seq));
+                Sum { amount: NanoUsd(amount), seq: sum.seq }
             }
-            charge.amount = NanoUsd((self.charge)(amount, charge.amount.0));
-            sqlx::query(self.write).bind(charge.amount.0).bind(charge.seq).bind(*id).execute(&mut *connection).await?;
-        }
-        Ok(())
+        };
     }
+    kept.write(connection, &moved).await
 }
 
-/// Whether the row is new.
-async fn insert_usage(connection: &mut SqliteConnection, record: &UsageRecord) -> Result<bool, StoreError> {
-    let tokens = |count: u64| saturating_i64(count.min(TOKENS_MAX));
-    let usage = &record.usage;
-    let inserted = sqlx::query(
-        "INSERT INTO usage_records (request_id, account_id, key_id, model, provider, status, input_tokens, \
-         cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, \
-         cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
-         ON CONFLICT (request_id) DO NOTHING",
-    )
-    .bind(record.request_id.to_string())
-    .bind(&*record.account_id)
-    .bind(&*record.key_id)
-    .bind(&*record.model)
-    .bind(&*record.provider)
-    .bind(i64::from(record.status))
-    .bind(tokens(usage.input))
-    .bind(tokens(usage.cache_read))
-    .bind(tokens(usage.cache_write_5m))
-    .bind(tokens(usage.cache_write_1h))
-    .bind(tokens(usage.output))
-    .bind(tokens(usage.reasoning))
-    .bind(charged(record).0)
-    .bind(record.estimated)
-    .bind(record.interrupted)
-    .bind(record.started_at_ms)
-    .bind(record.first_token_ms)
-    .bind(record.total_ms)
-    .execute(connection)
-    .await?;
-    Ok(inserted.rows_affected() == 1)
-}
-
-async fn insert_entry(connection: &mut SqliteConnection, seq: i64, record: &UsageRecord) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO ledger_entries (seq, account_id, key_id, kind, amount_nano_usd, request_id, created_at_ms) \
-         VALUES ($1, $2, $3, 'usage', $4, $5, $6)",
-    )
-    .bind(seq)
-    .bind(&*record.account_id)
-    .bind(&*record.key_id)
-    .bind(-charged(record).0)
-    .bind(record.request_id.to_string())
-    .bind(record.started_at_ms.saturating_add(record.total_ms))
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-fn charged(record: &UsageRecord) -> NanoUsd {
+/// What a record's request is charged.
+pub(super) fn charged(record: &UsageRecord) -> NanoUsd {
     record.cost.clamp(NanoUsd(0), COST_MAX)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
 //! well (numbered placeholders, shared types, of upserts only `ON CONFLICT DO NOTHING`), so that several nodes can share
-//! a store later. What differs stands in two places: how a transaction begins is here, pragmas and files are in `open`.
+//! a store later. What differs stands in three places: how a transaction begins is here, pragmas and files are in `open`,
+//! rows by the hundred in `bulk`.
 //!
 //! Money has one rule: a balance changes only together with the ledger entry that explains it, in one transaction that
 //! first advances the ledger's counter. That counter's row is the lock that puts all movements of money in order.
@@ -11,6 +12,7 @@
 
 mod account;
 mod audit;
+mod bulk;
 mod change;
 mod error;
 #[cfg(test)]

@@ -1,0 +1,172 @@
+//! The rows of settled requests and the sums beside the ledger, many in a statement: a statement is a hop to the database's thread and
+//! back, which costs as much as a dozen rows.
+//!
+//! Here the SQL is SQLite's own in two places. Rows come as `VALUES` of many rows, at most [`ROWS_MAX`], with unnamed placeholders:
+//! numbered ones are looked up by name, each among all the others. Postgres would take a row's columns as arrays, `SELECT … FROM
+//! UNNEST($1, $2, …)`. And short lists come as JSON arrays through `json_each`, where Postgres has `ANY($1)` and `UNNEST`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, LazyLock};
+
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
+
+use super::StoreError;
+use super::key::saturating_i64;
+use super::ledger::charged;
+use crate::relay::meter::UsageRecord;
+
+/// The most tokens of a class that one request is recorded with: more is a provider's nonsense, and would leave sums that no longer fit.
+const TOKENS_MAX: u64 = 1 << 40;
+
+/// The most rows of a statement. Twice as many cost hardly less, and each connection keeps its statements in memory.
+const ROWS_MAX: usize = 256;
+
+/// So many rows has each of the statements that a batch is made of.
+const ROW_COUNTS: [usize; 5] = [ROWS_MAX, 64, 16, 4, 1];
+
+/// The statements of [`ROW_COUNTS`], the same texts every time, so that each is prepared once a connection.
+static INSERT_USAGE: LazyLock<[Arc<String>; ROW_COUNTS.len()]> =
+    LazyLock::new(|| ROW_COUNTS.map(|rows| Arc::new(insert_usage_sql(rows))));
+
+fn insert_usage_sql(rows: usize) -> String {
+    const ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let rows = vec![ROW; rows].join(",");
+    format!(
+        "INSERT INTO usage_records (seq, request_id, account_id, key_id, model, provider, status, input_tokens, \
+         cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, \
+         cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms) \
+         VALUES {rows} ON CONFLICT (request_id) DO NOTHING"
+    )
+}
+
+/// Inserts a usage row for each record whose request has none yet, numbered from `first_seq` on in the records' order. Returns the
+/// numbers that were not used, because a request has its row already.
+pub(super) async fn insert_usage(
+    connection: &mut SqliteConnection,
+    first_seq: i64,
+    records: &[UsageRecord],
+) -> Result<HashSet<i64>, StoreError> {
+    const USED: &str = "SELECT seq FROM usage_records WHERE seq BETWEEN $1 AND $2";
+    let mut names = Names::default();
+    let mut inserted = 0;
+    let mut rest = records;
+    let mut seq = first_seq..;
+    for (rows, sql) in ROW_COUNTS.into_iter().zip(INSERT_USAGE.iter()) {
+        while let Some((chunk, others)) = rest.split_at_checked(rows) {
+            let insert = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
+            let insert =
+                chunk.iter().zip(&mut seq).fold(insert, |insert, (record, seq)| names.bind(insert, seq, record));
+            inserted += insert.execute(&mut *connection).await?.rows_affected();
+            rest = others;
+        }
+    }
+    let seqs = first_seq..seq.start;
+    if inserted == records.len() as u64 {
+        return Ok(HashSet::new());
+    }
+    let used = sqlx::query_scalar(USED).bind(seqs.start).bind(seqs.end - 1);
+    let used: HashSet<i64> = used.fetch_all(connection).await?.into_iter().collect();
+    Ok(seqs.filter(|seq| !used.contains(seq)).collect())
+}
+
+/// Inserts the ledger's entries for the usage rows that are numbered so.
+pub(super) async fn insert_entries(
+    connection: &mut SqliteConnection,
+    first_seq: i64,
+    last_seq: i64,
+) -> Result<(), StoreError> {
+    const INSERT: &str = "INSERT INTO ledger_entries \
+         (seq, account_id, key_id, kind, amount_nano_usd, request_id, created_at_ms) \
+         SELECT seq, account_id, key_id, 'usage', -cost_nano_usd, request_id, started_at_ms + total_ms \
+         FROM usage_records WHERE seq BETWEEN $1 AND $2 ORDER BY seq";
+    sqlx::query(INSERT).bind(first_seq).bind(last_seq).execute(connection).await?;
+    Ok(())
+}
+
+/// The names of a batch's accounts, keys, models and providers, each copied once: few names come in many records.
+#[derive(Default)]
+struct Names<'a>(HashMap<&'a str, Arc<str>>);
+
+type Insert = Query<'static, Sqlite, SqliteArguments>;
+
+impl<'a> Names<'a> {
+    fn shared(&mut self, name: &'a str) -> Arc<str> {
+        Arc::clone(self.0.entry(name).or_insert_with(|| name.into()))
+    }
+
+    /// Binds a row's columns.
+    fn bind(&mut self, insert: Insert, seq: i64, record: &'a UsageRecord) -> Insert {
+        let tokens = |count: u64| saturating_i64(count.min(TOKENS_MAX));
+        let usage = &record.usage;
+        insert
+            .bind(seq)
+            .bind(record.request_id.to_string())
+            .bind(self.shared(&record.account_id))
+            .bind(self.shared(&record.key_id))
+            .bind(self.shared(&record.model))
+            .bind(self.shared(&record.provider))
+            .bind(i64::from(record.status))
+            .bind(tokens(usage.input))
+            .bind(tokens(usage.cache_read))
+            .bind(tokens(usage.cache_write_5m))
+            .bind(tokens(usage.cache_write_1h))
+            .bind(tokens(usage.output))
+            .bind(tokens(usage.reasoning))
+            .bind(charged(record).0)
+            .bind(record.estimated)
+            .bind(record.interrupted)
+            .bind(record.started_at_ms)
+            .bind(record.first_token_ms)
+            .bind(record.total_ms)
+    }
+}
+
+/// A sum that is kept beside the ledger: an account's balance or a key's spending.
+pub(super) struct Kept {
+    read: &'static str,
+    write: &'static str,
+}
+
+/// What accounts have.
+pub(super) const BALANCES: Kept = Kept {
+    read: "SELECT id, balance_nano_usd, balance_seq FROM accounts WHERE id IN (SELECT value FROM json_each($1))",
+    write: "UPDATE accounts SET balance_nano_usd = new.value->>1, balance_seq = new.value->>2 \
+            FROM json_each($1) AS new WHERE accounts.id = new.value->>0",
+};
+
+/// What keys have spent in all.
+pub(super) const SPENDINGS: Kept = Kept {
+    read: "SELECT id, spent_nano_usd, spent_seq FROM api_keys WHERE id IN (SELECT value FROM json_each($1))",
+    write: "UPDATE api_keys SET spent_nano_usd = new.value->>1, spent_seq = new.value->>2 \
+            FROM json_each($1) AS new WHERE api_keys.id = new.value->>0",
+};
+
+impl Kept {
+    /// The sums of those ids that there are, each with the last ledger entry that it includes.
+    pub(super) async fn read(
+        &self,
+        connection: &mut SqliteConnection,
+        ids: &[&str],
+    ) -> Result<Vec<(String, i64, i64)>, StoreError> {
+        let read = sqlx::query_as(self.read).bind(json(&ids)?);
+        Ok(read.fetch_all(connection).await?)
+    }
+
+    /// Writes new sums, each with the last ledger entry that it includes.
+    pub(super) async fn write(
+        &self,
+        connection: &mut SqliteConnection,
+        sums: &[(&str, i64, i64)],
+    ) -> Result<(), StoreError> {
+        if !sums.is_empty() {
+            sqlx::query(self.write).bind(json(&sums)?).execute(connection).await?;
+        }
+        Ok(())
+    }
+}
+
+fn json(list: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(list).map_err(|error| StoreError::Database(sqlx::Error::Encode(error.into())))
+}
