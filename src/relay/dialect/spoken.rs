@@ -2,7 +2,7 @@
 //! its errors mean.
 
 use super::gemini::SignatureScope;
-use super::openai::{self, ChatRequest, JsonReader, LooseDocument, LooseStream, StreamReader};
+use super::openai::{self, ChatRequest};
 use super::{Answer, AnswerTerms, Outgoing, ProviderError, anthropic, gemini};
 use crate::relay::refusal::Refusal;
 use crate::relay::route::{Dialect, Quirk, Target};
@@ -39,11 +39,8 @@ pub fn answer(
     signatures: SignatureScope,
 ) -> Box<dyn Answer + Sync> {
     match (target.provider.dialect, is_stream) {
-        (Dialect::OpenAi, true) if passes_unchanged(target) => Box::new(StreamReader::new(terms.show_usage, choices)),
-        (Dialect::OpenAi, false) if passes_unchanged(target) => Box::new(JsonReader::new()),
-        (Dialect::OpenAi, true) => Box::new(LooseStream::new(&terms, choices)),
-        (Dialect::OpenAi, false) => Box::new(LooseDocument::new(terms)),
-        (Dialect::Anthropic, true) => Box::new(anthropic::StreamTranslator::new(&terms)),
+        (Dialect::OpenAi, _) => openai::incoming(target.provider.quirks, terms, choices, is_stream),
+        (Dialect::Anthropic, true) => Box::new(anthropic::StreamTranslator::new(terms)),
         (Dialect::Anthropic, false) => Box::new(anthropic::WholeTranslator::new(terms)),
         (Dialect::Gemini, true) => Box::new(gemini::StreamTranslator::new(&terms, choices, signatures)),
         (Dialect::Gemini, false) => Box::new(gemini::WholeTranslator::new(terms, choices, signatures)),

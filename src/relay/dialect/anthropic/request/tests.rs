@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::relay::refusal::Cause;
