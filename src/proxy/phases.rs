@@ -271,11 +271,15 @@ impl ProxyHttp for Relay {
             session.set_keepalive(None);
             let _ = answer::tell(session, exchange, &told).await;
         } else if let (Step::Answering(answering), ProviderError::Provider(refusal)) = (&mut exchange.step, &told) {
-            // A document that breaks off can only be seen to break off; a stream can say so.
+            // A document that breaks off can only be seen to break off; a stream can say so, or was whole but for the end of
+            // its transport.
             if answering.is_stream {
-                let held_back = answering.answer.end().append;
-                answering.outcome = Some(Outcome::Truncated);
-                let last = joined(held_back, &error_event(refusal));
+                let ended = answering.answer.end();
+                answering.outcome = Some(ended.outcome);
+                let last = match ended.outcome {
+                    Outcome::Complete | Outcome::Errored => ended.append,
+                    Outcome::Truncated => joined(ended.append, &error_event(refusal)),
+                };
                 let _ = session.downstream_session.write_response_body(last, true).await;
                 let _ = session.downstream_session.finish_body().await;
             }
