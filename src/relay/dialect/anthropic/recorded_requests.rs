@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::recordings::{cases, json};
-use super::request::tests::translate;
+use super::request::translate;
 
 /// A recorded request in OpenAI's form; `None` if it cannot be said there.
 fn to_openai(request: &Value) -> Option<Value> {

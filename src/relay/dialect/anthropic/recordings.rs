@@ -176,7 +176,7 @@ fn recorded_thinking_goes_round() {
                 echoed["thinking_blocks"] = blocks.clone();
             }
             let messages = json!([{"role": "user", "content": "a"}, echoed, {"role": "user", "content": "b"}]);
-            let sent = super::request::tests::translate(&json!({"model": "m", "messages": messages})).unwrap();
+            let sent = super::request::translate(&json!({"model": "m", "messages": messages})).unwrap();
             let mut blocks = sent["messages"][1]["content"].as_array().unwrap().clone();
             assert_eq!(blocks.pop(), Some(json!({"type": "text", "text": "x"})));
             assert_eq!(blocks, expected, "{}", case.display());

@@ -16,7 +16,7 @@ mod properties;
 mod refuse;
 mod stop;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 mod tools;
 
 use cache::CacheMarks;
@@ -28,6 +28,9 @@ use messages::read_messages;
 use refuse::invalid;
 use stop::write_stop;
 use tools::Tools;
+
+#[cfg(test)]
+pub(super) use tests::translate;
 
 use super::text::push_string;
 use crate::relay::dialect::Outgoing;

@@ -1,9 +1,11 @@
+//! Requests, each as Anthropic gets it.
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::relay::refusal::Cause;
-use crate::relay::route::{Sampling, SchemaForm, Thinking};
+use crate::relay::route::{SchemaForm, Thinking};
 
 /// The body that Anthropic gets, under the plain rules.
 pub(in crate::relay::dialect::anthropic) fn translate(body: &Value) -> Result<Value, Refusal> {
@@ -37,7 +39,7 @@ pub(super) fn refused(body: &Value, rules: &ModelRules) -> (Cause, String) {
     (refusal.cause, refusal.param.expect("no parameter").into())
 }
 
-fn tool(name: &str) -> Value {
+pub(super) fn tool(name: &str) -> Value {
     json!({"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"a": {}}}}})
 }
 
@@ -330,62 +332,6 @@ fn an_answers_form_is_asked_for_as_the_model_can_be_asked() {
 }
 
 #[test]
-fn thinking_is_asked_for_as_the_model_can_be_asked() {
-    let budget = ModelRules { thinking: Thinking::Budget { min: 1024, max: 32_000 }, ..ModelRules::default() };
-    let adaptive = ModelRules { thinking: Thinking::Adaptive { xhigh: false }, ..ModelRules::default() };
-    let newest =
-        ModelRules { thinking: Thinking::Adaptive { xhigh: true }, show_thinking: true, ..ModelRules::default() };
-    let enabled = |tokens: u64| json!({"type":"enabled","budget_tokens":tokens});
-    for (rules, effort, asked, thinking, effort_sent, tokens_max) in [
-        (budget, "none", 100, Value::Null, Value::Null, 100),
-        (budget, "minimal", 100, enabled(1024), Value::Null, 1124),
-        (budget, "high", 8000, enabled(16_384), Value::Null, 24_384),
-        (budget, "xhigh", 60_000, enabled(32_000), Value::Null, 64_000),
-        (adaptive, "none", 100, json!({"type":"disabled"}), Value::Null, 100),
-        (adaptive, "minimal", 100, json!({"type":"adaptive"}), json!("low"), 100),
-        (adaptive, "xhigh", 100, json!({"type":"adaptive"}), json!("high"), 100),
-        (newest, "xhigh", 100, json!({"type":"adaptive","display":"summarized"}), json!("xhigh"), 100),
-    ] {
-        let body = with(json!({"reasoning_effort": effort, "max_completion_tokens": asked}));
-        let (sent, dropped) = translate_by(&body, &rules).unwrap();
-        assert_eq!((&sent["thinking"], &sent["output_config"]["effort"]), (&thinking, &effort_sent), "{effort}");
-        assert_eq!((&sent["max_tokens"], dropped.len()), (&json!(tokens_max), 0), "{effort}");
-    }
-    let (sent, dropped) = translate_by(&with(json!({"reasoning_effort": "low"})), &ModelRules::default()).unwrap();
-    assert_eq!((sent.get("thinking"), dropped), (None, vec!["reasoning_effort".to_owned()]));
-    assert_eq!(refused(&with(json!({"reasoning_effort": "much"})), &budget).1, "reasoning_effort");
-    // Where the answer may be no longer, the budget gives way, and thinking with it.
-    let chat = ChatRequest::parse(Bytes::from(with(json!({"reasoning_effort": "high"})).to_string())).unwrap();
-    for (most, expected) in [(4096, enabled(3072)), (1200, Value::Null)] {
-        let sent: Value = serde_json::from_slice(&request(&chat, "m", &budget, most).unwrap().body).unwrap();
-        assert_eq!((&sent["thinking"], &sent["max_tokens"]), (&expected, &json!(most)));
-    }
-}
-
-#[test]
-fn thinking_gives_way_where_it_would_be_refused() {
-    let budget = ModelRules { thinking: Thinking::Budget { min: 1024, max: 32_000 }, ..ModelRules::default() };
-    let adaptive = ModelRules { thinking: Thinking::Adaptive { xhigh: false }, ..ModelRules::default() };
-    let forced = with(json!({"reasoning_effort":"low","tools":[tool("f")],"tool_choice":"required"}));
-    let signed = json!([{"index":0,"type":"thinking","thinking":"t","signature":"s"}]);
-    let loop_with = |blocks: Value| {
-        json!({"model":"m","reasoning_effort":"low","tools":[tool("f")],"messages":[
-        {"role":"user","content":"a"},
-        {"role":"assistant","content":null,"thinking_blocks":blocks,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},
-        {"role":"tool","tool_call_id":"c","content":"r"}]})
-    };
-    for (body, thinks) in [(forced, false), (loop_with(Value::Null), false), (loop_with(signed.clone()), true)] {
-        let (sent, dropped) = translate_by(&body, &budget).unwrap();
-        assert_eq!((sent.get("thinking").is_some(), dropped.is_empty()), (thinks, thinks), "{body}");
-        let (sent, dropped) = translate_by(&body, &adaptive).unwrap();
-        assert_eq!((sent.get("thinking").is_some(), dropped.is_empty()), (thinks, true), "{body}");
-        assert_eq!(sent["output_config"]["effort"], "low");
-    }
-    let (sent, _) = translate_by(&loop_with(signed), &budget).unwrap();
-    assert_eq!(sent["messages"][1]["content"][0], json!({"type":"thinking","thinking":"t","signature":"s"}));
-}
-
-#[test]
 fn thinking_is_taken_back_as_it_was() {
     let blocks = json!([
         {"type":"thinking","thinking":"a\n\"é\u{1}","signature":"EqQB+/==","index":0},
@@ -401,29 +347,6 @@ fn thinking_is_taken_back_as_it_was() {
         json!([{"type":"thinking","thinking":"a\n\"é\u{1}","signature":"EqQB+/=="}, {"type":"redacted_thinking","data":"xyz"},
             {"type":"thinking","thinking":"","signature":"only signed"}, {"type":"text","text":"b"}])
     );
-}
-
-#[test]
-fn sampling_is_what_the_model_takes() {
-    let asked = json!({"temperature": 1.7, "top_p": 0.5, "top_k": 40});
-    let rules =
-        |sampling| ModelRules { sampling, thinking: Thinking::Adaptive { xhigh: true }, ..ModelRules::default() };
-    for (rules, effort, kept, dropped) in [
-        (rules(Sampling::Free), "none", json!({"temperature": 1, "top_p": 0.5, "top_k": 40}), vec![]),
-        (rules(Sampling::OneOf), "none", json!({"temperature": 1, "top_k": 40}), vec!["top_p"]),
-        (rules(Sampling::None), "none", json!({}), vec!["temperature", "top_p", "top_k"]),
-        (rules(Sampling::Free), "low", json!({}), vec!["temperature", "top_p", "top_k"]),
-    ] {
-        let mut body = with(asked.clone());
-        body["reasoning_effort"] = json!(effort);
-        let (sent, named) = translate_by(&body, &rules).unwrap();
-        for key in ["temperature", "top_p", "top_k"] {
-            assert_eq!(sent.get(key), kept.get(key), "{key} {effort}");
-        }
-        assert_eq!(named, dropped);
-    }
-    let near = with(json!({"top_p": 0.97, "reasoning_effort": "low"}));
-    assert_eq!(translate_by(&near, &rules(Sampling::Free)).unwrap().0["top_p"], 0.97);
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Streams that Anthropic, and proxies before it, may send.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
