@@ -13,6 +13,8 @@
 mod contents;
 mod generation;
 mod parts;
+#[cfg(test)]
+mod properties;
 mod read;
 mod results;
 mod schema;

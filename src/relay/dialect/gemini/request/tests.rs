@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -13,17 +12,21 @@ use crate::relay::route::{Sampling, SchemaForm, Thinking};
 
 const OUTPUT_TOKENS_MAX: u64 = 65_536;
 
-fn scope() -> SignatureScope {
+pub(super) fn scope() -> SignatureScope {
     Arc::new(SignatureMemory::default()).scope("acct")
 }
 
-fn translate_with(body: &Value, rules: &ModelRules, signatures: &SignatureScope) -> Result<Outgoing, Refusal> {
+pub(super) fn translate_with(
+    body: &Value,
+    rules: &ModelRules,
+    signatures: &SignatureScope,
+) -> Result<Outgoing, Refusal> {
     let parsed = ChatRequest::parse(Bytes::from(body.to_string())).unwrap();
     request(&parsed, "gemini-x", rules, OUTPUT_TOKENS_MAX, signatures)
 }
 
 /// A request with these members besides a model and, if there are none, a message.
-fn whole(members: Value) -> Value {
+pub(super) fn whole(members: Value) -> Value {
     let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
     for (key, value) in members.as_object().unwrap() {
         body[key] = value.clone();
@@ -37,7 +40,7 @@ fn sent_by(rules: &ModelRules, members: Value) -> (Value, Vec<String>) {
     (serde_json::from_slice(&outgoing.body).unwrap(), dropped)
 }
 
-fn sent(members: Value) -> Value {
+pub(super) fn sent(members: Value) -> Value {
     sent_by(&ModelRules::default(), members).0
 }
 
@@ -45,24 +48,14 @@ fn contents(messages: Value) -> Value {
     sent(json!({"messages": messages}))["contents"].take()
 }
 
-fn refused(members: Value) -> (Cause, String) {
+pub(super) fn refused(members: Value) -> (Cause, String) {
     let refusal = translate_with(&whole(members), &ModelRules::default(), &scope()).unwrap_err();
     assert_eq!(refusal.cause.status(), 400);
     (refusal.cause, refusal.param.unwrap_or_default().into())
 }
 
-fn function(parameters: Value) -> Value {
+pub(super) fn function(parameters: Value) -> Value {
     json!([{"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters, "strict": true}}])
-}
-
-/// What becomes of the schema of a tool's parameter.
-fn reduced(schema: Value) -> Value {
-    let mut parameters = json!({"type": "object", "properties": {"p": schema}});
-    if let Some(defs) = parameters["properties"]["p"].as_object_mut().and_then(|schema| schema.remove("$defs")) {
-        parameters["$defs"] = defs;
-    }
-    sent(json!({"tools": function(parameters)}))["tools"][0]["functionDeclarations"][0]["parameters"]["properties"]["p"]
-        .take()
 }
 
 #[test]
@@ -152,7 +145,7 @@ fn escapes_and_digits_stay_as_sent() {
     }
 }
 
-fn call(id: &str, name: &str, arguments: &str) -> Value {
+pub(super) fn call(id: &str, name: &str, arguments: &str) -> Value {
     json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
 }
 
@@ -261,92 +254,6 @@ fn tools_are_declared_and_chosen() {
     let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "b"}}]}});
     let body = sent(json!({"tools": tools, "tool_choice": allowed}));
     assert_eq!(body["tools"], json!([{"functionDeclarations": [b]}]));
-}
-
-#[test]
-fn a_schema_keeps_what_gemini_knows() {
-    for (schema, expected) in [
-        (
-            json!({"type": "string", "description": "d", "title": "T", "default": "x", "format": "uri", "pattern": "^a", "minLength": 1, "examples": ["a"]}),
-            json!({"type": "string", "title": "T", "description": "d", "minLength": 1, "pattern": "^a"}),
-        ),
-        (
-            json!({"type": ["string", "null"], "format": "date-time"}),
-            json!({"type": "string", "format": "date-time", "nullable": true}),
-        ),
-        (
-            json!({"type": ["integer", "string"], "description": "d"}),
-            json!({"anyOf": [{"type": "integer", "description": "d"}, {"type": "string", "description": "d"}]}),
-        ),
-        (
-            json!({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1e2}, {"type": "null"}], "default": null}),
-            json!({"type": "number", "nullable": true, "maximum": 100.0}),
-        ),
-        (
-            json!({"oneOf": [{"type": "string"}, {"type": "integer", "description": "own"}], "description": "d"}),
-            json!({"anyOf": [{"type": "string", "description": "d"}, {"type": "integer", "description": "own"}]}),
-        ),
-        (json!({"const": "a"}), json!({"type": "string", "enum": ["a"]})),
-        (
-            json!({"type": "integer", "enum": [1, 2, null]}),
-            json!({"type": "string", "nullable": true, "enum": ["1", "2"]}),
-        ),
-        (json!({"enum": [true, false]}), json!({"type": "boolean"})),
-        (json!({"type": "string", "enum": ["", "a"]}), json!({"type": "string", "enum": ["a"]})),
-        (json!({"type": "array"}), json!({"type": "array", "items": {"type": "string"}})),
-        (
-            json!({"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "uniqueItems": true, "maxItems": 2}),
-            json!({"type": "array", "maxItems": 2, "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}),
-        ),
-        (json!({"type": "object", "additionalProperties": {"type": "string"}}), json!({"type": "object"})),
-        (
-            json!({"allOf": [{"properties": {"a": {"type": "string"}}, "required": ["a"]}, {"$ref": "#/$defs/B"}], "$defs": {"B": {"type": "object", "properties": {"b": {"type": "number", "format": "float"}}, "required": ["b"]}}}),
-            json!({"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "number", "format": "float"}}, "required": ["a", "b"]}),
-        ),
-        (
-            json!({"$ref": "#/$defs/a~1b", "description": "here", "$defs": {"a/b": {"type": "string", "description": "there"}}}),
-            json!({"type": "string", "description": "here"}),
-        ),
-        (
-            json!({"type": "object", "properties": {"type": {"type": "string"}, "enum": {}}, "required": ["enum"], "anyOf": [{"required": ["type"]}]}),
-            json!({"type": "object", "properties": {"type": {"type": "string"}, "enum": {"type": "string"}}, "required": ["enum"]}),
-        ),
-        (json!(true), json!({"type": "string"})),
-        (json!({"not": {}, "if": {}, "multipleOf": 2, "propertyNames": {}}), json!({"type": "string"})),
-        (json!({"$ref": "http://example.com/x"}), json!({"type": "string"})),
-    ] {
-        assert_eq!(reduced(schema.clone()), expected, "{schema}");
-    }
-}
-
-#[test]
-fn a_schema_that_contains_itself_is_cut() {
-    let tree = json!({"$ref": "#/$defs/T", "$defs": {"T": {"type": "object", "properties": {
-        "name": {"type": "string"}, "children": {"type": "array", "items": {"$ref": "#/$defs/T"}}}}}});
-    let text = reduced(tree).to_string();
-    assert!(!text.contains("$ref") && text.matches("name").count() == 2, "{text}");
-    for circle in [json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}), json!({"$ref": "#"})] {
-        assert_eq!(reduced(circle)["type"], "object");
-    }
-}
-
-#[test]
-fn a_schema_that_grows_without_end_is_refused() {
-    let mut defs = serde_json::Map::new();
-    for level in 0..40 {
-        let next = json!({"$ref": format!("#/$defs/d{}", level + 1)});
-        defs.insert(format!("d{level}"), json!({"type": "object", "properties": {"a": next, "b": next}}));
-    }
-    let bomb = json!({"type": "object", "properties": {"p": {"$ref": "#/$defs/d0"}}, "$defs": defs});
-    let expected = (Cause::InvalidValue, "tools[0].function.parameters".to_owned());
-    assert_eq!(refused(json!({"tools": function(bomb)})), expected);
-    let long = json!({"type": "object", "properties": {"p": {"type": "string", "description": "x".repeat(200_000)}}});
-    assert_eq!(refused(json!({"tools": function(long)})), expected);
-    let text = "x".repeat(100_000);
-    let copies: serde_json::Map<_, _> = (0..100).map(|n| (format!("p{n}"), json!({"$ref": "#/$defs/t"}))).collect();
-    let heavy =
-        json!({"type": "object", "properties": copies, "$defs": {"t": {"type": "string", "description": text}}});
-    assert_eq!(refused(json!({"tools": function(heavy)})), expected);
 }
 
 #[test]
@@ -515,125 +422,4 @@ fn each_mistake_names_its_place() {
     }
     let many: serde_json::Map<_, _> = (0..100).map(|n| (format!("x{n}"), json!(1))).collect();
     assert!(refused(Value::Object(many)).1.starts_with('x'));
-}
-
-/// The fields of OpenAI's requests, each with values that are good.
-fn fields() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
-    let tools = function(json!({"type": "object", "properties": {"x": {"type": "string"}}}));
-    let all = vec![
-        ("audio", json!({"voice": "a", "format": "wav"})),
-        ("frequency_penalty", json!(0.5)),
-        ("logit_bias", json!({"1": 1})),
-        ("logprobs", json!(true)),
-        ("max_completion_tokens", json!(10)),
-        ("max_tokens", json!(10)),
-        ("metadata", json!({"a": "b"})),
-        ("modalities", json!(["text"])),
-        ("n", json!(2)),
-        ("parallel_tool_calls", json!(false)),
-        ("prediction", json!({"type": "content", "content": "a"})),
-        ("presence_penalty", json!(0.5)),
-        ("prompt_cache_key", json!("a")),
-        ("reasoning_effort", json!("low")),
-        ("response_format", json!({"type": "json_object"})),
-        ("safety_identifier", json!("a")),
-        ("seed", json!(1)),
-        ("service_tier", json!("auto")),
-        ("stop", json!("a")),
-        ("store", json!(false)),
-        ("stream", json!(true)),
-        ("temperature", json!(0.5)),
-        ("tools", tools),
-        ("top_p", json!(0.5)),
-        ("user", json!("a")),
-        ("verbosity", json!("low")),
-        ("web_search_options", json!({})),
-        ("x_vendor", json!(null)),
-        ("y_vendor", json!(1)),
-    ];
-    prop::sample::subsequence(all.clone(), 0..=all.len())
-}
-
-/// What each field that is consumed becomes.
-const CONSUMED: [(&str, &str); 13] = [
-    ("frequency_penalty", "/generationConfig/frequencyPenalty"),
-    ("logprobs", "/generationConfig/responseLogprobs"),
-    ("max_completion_tokens", "/generationConfig/maxOutputTokens"),
-    ("max_tokens", "/generationConfig/maxOutputTokens"),
-    ("n", "/generationConfig/candidateCount"),
-    ("presence_penalty", "/generationConfig/presencePenalty"),
-    ("reasoning_effort", "/generationConfig/thinkingConfig"),
-    ("response_format", "/generationConfig/responseMimeType"),
-    ("seed", "/generationConfig/seed"),
-    ("stop", "/generationConfig/stopSequences"),
-    ("temperature", "/generationConfig/temperature"),
-    ("tools", "/tools"),
-    ("top_p", "/generationConfig/topP"),
-];
-
-proptest! {
-    #[test]
-    fn every_field_is_consumed_or_named_or_refused(
-        members in fields().prop_shuffle(),
-        level: bool,
-        sampling in prop::sample::select(vec![Sampling::Free, Sampling::OneOf, Sampling::None]),
-        schema_with_tools: bool,
-    ) {
-        let thinking = if level { Thinking::Level } else { Thinking::None };
-        let rules = ModelRules { thinking, sampling, schema_with_tools, ..ModelRules::default() };
-        let body = whole(Value::Object(members.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()));
-        match translate_with(&body, &rules, &scope()) {
-            Err(refusal) => prop_assert_eq!(refusal.param.as_deref(), Some("response_format"), "{}", refusal.message),
-            Ok(outgoing) => {
-                let sent: Value = serde_json::from_slice(&outgoing.body).unwrap();
-                for (key, value) in &members {
-                    let dropped = outgoing.dropped.iter().filter(|name| &***name == *key).count();
-                    let consumed = CONSUMED.iter().find(|(name, _)| name == key);
-                    let consumed = match consumed {
-                        Some((_, pointer)) => sent.pointer(pointer).is_some(),
-                        // Said by the path, or nothing to be said.
-                        None => matches!(*key, "stream" | "modalities") || value.is_null(),
-                    };
-                    prop_assert_eq!(dropped, usize::from(!consumed), "{}", key);
-                }
-                prop_assert!(outgoing.dropped.iter().all(|name| members.iter().any(|(key, _)| **name == **key)));
-            }
-        }
-    }
-
-    #[test]
-    fn anything_like_a_request_becomes_json_or_is_refused(
-        text in r#"(\{"role":"(user|assistant|tool|system)"(,"content":("a\\n"|null|\[\{"type":"text","text":"\\ud83d"\}\]|[0-9]))?(,"tool_calls":\[\{"id":"a","function":\{"name":"f","arguments":"(|\{\}|\{\\"a\\":1\}|x)"\}\}\])?(,"tool_call_id":"a")?\},){1,6}"#,
-        extra in r#"(,"(tools|tool_choice|response_format|stop|seed|extra_body|top_p)":(null|"a"|1|\[\]|\{\}|\[\{"type":"function","function":\{"name":"f","parameters":\{"\$ref":"\#"\}\}\}\])){0,3}"#,
-    ) {
-        let body = format!(r#"{{"model":"m","messages":[{}]{extra}}}"#, text.trim_end_matches(','));
-        let Ok(parsed) = ChatRequest::parse(body.clone().into()) else { return Ok(()) };
-        match request(&parsed, "m", &ModelRules::default(), 100, &scope()) {
-            Ok(outgoing) => {
-                let sent = serde_json::from_slice::<Box<serde_json::value::RawValue>>(&outgoing.body);
-                prop_assert!(sent.is_ok(), "{}", String::from_utf8_lossy(&outgoing.body));
-            }
-            Err(refusal) => prop_assert_eq!(refusal.cause.status(), 400),
-        }
-    }
-
-    #[test]
-    fn a_request_changed_anywhere_does_not_panic(at in 0usize..2000, byte: u8) {
-        let body = whole(json!({
-            "messages": [
-                {"role": "system", "content": "s"},
-                {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]},
-                {"role": "assistant", "content": null, "tool_calls": [call("a", "f", "{\"a\":1}")]},
-                {"role": "tool", "tool_call_id": "a", "content": "{}"}],
-            "tools": function(json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"anyOf": [{"enum": [1]}, {"type": "null"}]}}})),
-            "tool_choice": "auto", "stop": ["a"], "seed": 1}));
-        let mut body = body.to_string().into_bytes();
-        let at = at % body.len();
-        body[at] = byte;
-        if let Ok(parsed) = ChatRequest::parse(body.into())
-            && let Ok(outgoing) = request(&parsed, "m", &ModelRules::default(), 100, &scope())
-        {
-            prop_assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&outgoing.body).is_ok());
-        }
-    }
 }

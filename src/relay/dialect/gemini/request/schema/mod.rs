@@ -275,3 +275,109 @@ impl<'t, 'a> Writer<'_, 't, 'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::relay::dialect::gemini::request::tests::{function, refused, sent};
+    use crate::relay::refusal::Cause;
+
+    /// What becomes of the schema of a tool's parameter.
+    fn reduced(schema: Value) -> Value {
+        let mut parameters = json!({"type": "object", "properties": {"p": schema}});
+        if let Some(defs) = parameters["properties"]["p"].as_object_mut().and_then(|schema| schema.remove("$defs")) {
+            parameters["$defs"] = defs;
+        }
+        sent(json!({"tools": function(parameters)}))["tools"][0]["functionDeclarations"][0]["parameters"]["properties"]
+            ["p"]
+            .take()
+    }
+
+    #[test]
+    fn a_schema_keeps_what_gemini_knows() {
+        for (schema, expected) in [
+            (
+                json!({"type": "string", "description": "d", "title": "T", "default": "x", "format": "uri", "pattern": "^a", "minLength": 1, "examples": ["a"]}),
+                json!({"type": "string", "title": "T", "description": "d", "minLength": 1, "pattern": "^a"}),
+            ),
+            (
+                json!({"type": ["string", "null"], "format": "date-time"}),
+                json!({"type": "string", "format": "date-time", "nullable": true}),
+            ),
+            (
+                json!({"type": ["integer", "string"], "description": "d"}),
+                json!({"anyOf": [{"type": "integer", "description": "d"}, {"type": "string", "description": "d"}]}),
+            ),
+            (
+                json!({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1e2}, {"type": "null"}], "default": null}),
+                json!({"type": "number", "nullable": true, "maximum": 100.0}),
+            ),
+            (
+                json!({"oneOf": [{"type": "string"}, {"type": "integer", "description": "own"}], "description": "d"}),
+                json!({"anyOf": [{"type": "string", "description": "d"}, {"type": "integer", "description": "own"}]}),
+            ),
+            (json!({"const": "a"}), json!({"type": "string", "enum": ["a"]})),
+            (
+                json!({"type": "integer", "enum": [1, 2, null]}),
+                json!({"type": "string", "nullable": true, "enum": ["1", "2"]}),
+            ),
+            (json!({"enum": [true, false]}), json!({"type": "boolean"})),
+            (json!({"type": "string", "enum": ["", "a"]}), json!({"type": "string", "enum": ["a"]})),
+            (json!({"type": "array"}), json!({"type": "array", "items": {"type": "string"}})),
+            (
+                json!({"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "uniqueItems": true, "maxItems": 2}),
+                json!({"type": "array", "maxItems": 2, "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}),
+            ),
+            (json!({"type": "object", "additionalProperties": {"type": "string"}}), json!({"type": "object"})),
+            (
+                json!({"allOf": [{"properties": {"a": {"type": "string"}}, "required": ["a"]}, {"$ref": "#/$defs/B"}], "$defs": {"B": {"type": "object", "properties": {"b": {"type": "number", "format": "float"}}, "required": ["b"]}}}),
+                json!({"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "number", "format": "float"}}, "required": ["a", "b"]}),
+            ),
+            (
+                json!({"$ref": "#/$defs/a~1b", "description": "here", "$defs": {"a/b": {"type": "string", "description": "there"}}}),
+                json!({"type": "string", "description": "here"}),
+            ),
+            (
+                json!({"type": "object", "properties": {"type": {"type": "string"}, "enum": {}}, "required": ["enum"], "anyOf": [{"required": ["type"]}]}),
+                json!({"type": "object", "properties": {"type": {"type": "string"}, "enum": {"type": "string"}}, "required": ["enum"]}),
+            ),
+            (json!(true), json!({"type": "string"})),
+            (json!({"not": {}, "if": {}, "multipleOf": 2, "propertyNames": {}}), json!({"type": "string"})),
+            (json!({"$ref": "http://example.com/x"}), json!({"type": "string"})),
+        ] {
+            assert_eq!(reduced(schema.clone()), expected, "{schema}");
+        }
+    }
+
+    #[test]
+    fn a_schema_that_contains_itself_is_cut() {
+        let tree = json!({"$ref": "#/$defs/T", "$defs": {"T": {"type": "object", "properties": {
+            "name": {"type": "string"}, "children": {"type": "array", "items": {"$ref": "#/$defs/T"}}}}}});
+        let text = reduced(tree).to_string();
+        assert!(!text.contains("$ref") && text.matches("name").count() == 2, "{text}");
+        for circle in [json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}), json!({"$ref": "#"})] {
+            assert_eq!(reduced(circle)["type"], "object");
+        }
+    }
+
+    #[test]
+    fn a_schema_that_grows_without_end_is_refused() {
+        let mut defs = serde_json::Map::new();
+        for level in 0..40 {
+            let next = json!({"$ref": format!("#/$defs/d{}", level + 1)});
+            defs.insert(format!("d{level}"), json!({"type": "object", "properties": {"a": next, "b": next}}));
+        }
+        let bomb = json!({"type": "object", "properties": {"p": {"$ref": "#/$defs/d0"}}, "$defs": defs});
+        let expected = (Cause::InvalidValue, "tools[0].function.parameters".to_owned());
+        assert_eq!(refused(json!({"tools": function(bomb)})), expected);
+        let long =
+            json!({"type": "object", "properties": {"p": {"type": "string", "description": "x".repeat(200_000)}}});
+        assert_eq!(refused(json!({"tools": function(long)})), expected);
+        let text = "x".repeat(100_000);
+        let copies: serde_json::Map<_, _> = (0..100).map(|n| (format!("p{n}"), json!({"$ref": "#/$defs/t"}))).collect();
+        let heavy =
+            json!({"type": "object", "properties": copies, "$defs": {"t": {"type": "string", "description": text}}});
+        assert_eq!(refused(json!({"tools": function(heavy)})), expected);
+    }
+}
