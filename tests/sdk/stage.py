@@ -42,6 +42,18 @@ requests_per_minute = 100_000
 [[provider]]
 name = "scripted"
 dialect = "openai"
+base_url = "{upstream}/v1"
+credentials = [{{ env = "PROVIDER_KEY" }}]
+
+[[provider]]
+name = "anthropic"
+dialect = "anthropic"
+base_url = "{upstream}"
+credentials = [{{ env = "PROVIDER_KEY" }}]
+
+[[provider]]
+name = "gemini"
+dialect = "gemini"
 base_url = "{upstream}"
 credentials = [{{ env = "PROVIDER_KEY" }}]
 """
@@ -53,10 +65,17 @@ context_window = 128_000
 output_tokens_max = 16_384
 owned_by = "tests"
 price = {{ input = "1.00", output = "2.00" }}
-targets = [{{ provider = "scripted", model = "model-at-the-provider", weight = 1, tier = 0 }}]
+{rules}
+targets = [{{ provider = "{provider}", model = "model-at-the-provider", weight = 1, tier = 0 }}]
 """
 
 MODELS = ["test-model", "vendor/family/model-1"]
+# Models of other dialects, with their rules: two that differ in how they are held to a schema.
+TRANSLATED = {
+    "claude": ("anthropic", 'thinking = "adaptive"\nsampling = "one_of"\nschema_with_tools = true'),
+    "claude-older": ("anthropic", 'thinking = { form = "budget", min = 1_024, max = 8_192 }\nschema = "forced_tool"'),
+    "gemini": ("gemini", 'thinking = { form = "budget", min = 0, max = 8_192 }'),
+}
 
 
 def free_ports(count):
@@ -73,7 +92,9 @@ class Relay:
         self.binary, self.folder = binary, folder
         self.http, self.admin, metrics = free_ports(3)
         text = CONFIGURATION.format(http=self.http, admin=self.admin, metrics=metrics, folder=folder, upstream=upstream)
-        (folder / "tollgate.toml").write_text(text + "".join(MODEL.format(id=model) for model in MODELS))
+        models = [MODEL.format(id=model, provider="scripted", rules="") for model in MODELS]
+        models += [MODEL.format(id=model, provider=name, rules=rules) for model, (name, rules) in TRANSLATED.items()]
+        (folder / "tollgate.toml").write_text(text + "".join(models))
         self.environment = {"PATH": os.environ["PATH"], "PROVIDER_KEY": CREDENTIAL}
         self.process = None
 

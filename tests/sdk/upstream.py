@@ -1,13 +1,18 @@
-"""A provider that speaks OpenAI's chat completions, small and scripted by the request, for the SDK tests.
+"""A provider that speaks OpenAI's, Anthropic's and Gemini's dialects, small and scripted by the request, for the SDK tests.
 
 What it answers depends on what it is asked: tools are called, images are measured, `n` and `logprobs` are honoured. A last
-message `fail:STATUS` fails with that status; `break` breaks a stream off in its middle. Only the standard library.
+message `fail:STATUS` fails with that status; `break` breaks a stream off in its middle. What the other two dialects say is in
+messages.py and generate.py. Only the standard library.
 """
 
 import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import generate
+import messages
+from scripts import Refused
 
 CREDENTIAL = "sk-of-the-provider"
 WORDS = ["Hello", " there", ", friend", "."]
@@ -26,7 +31,8 @@ class Provider(ThreadingHTTPServer):
 
     @property
     def base_url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        """Where all of it is; OpenAI's dialect is below /v1."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -35,6 +41,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/v1/messages":
+            return self.anthropic(request)
+        if self.path.startswith("/v1beta/models/"):
+            return self.gemini(request)
         if self.headers.get("authorization") != f"Bearer {CREDENTIAL}":
             return self.fail(401, "the relay sent the wrong credential")
         if self.path != "/v1/chat/completions":
@@ -50,11 +60,42 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {**envelope(request, "chat.completion"), "choices": choices, "usage": usage})
         return None
 
-    def stream(self, request, choices, usage, breaks_off):
+    def anthropic(self, request):
+        if self.headers.get("x-api-key") != CREDENTIAL or self.headers.get("anthropic-version") != "2023-06-01":
+            return self.answer(401, messages.error(401, "the relay sent the wrong credential"))
+        try:
+            content, stop = messages.answer(request)
+        except Refused as refused:
+            return self.answer(400, messages.error(400, str(refused)))
+        if not request.get("stream"):
+            return self.answer(200, messages.whole(request, content, stop))
+        self.begin_stream()
+        for event in messages.events(request, content, stop):
+            self.event(json.dumps(event, ensure_ascii=False), f"event: {event['type']}\n")
+        return self.wfile.write(b"0\r\n\r\n")
+
+    def gemini(self, request):
+        if self.headers.get("x-goog-api-key") != CREDENTIAL:
+            return self.answer(401, generate.error(401, "the relay sent the wrong credential"))
+        try:
+            parts = generate.answer(request)
+        except Refused as refused:
+            return self.answer(400, generate.error(400, str(refused)))
+        if not self.path.endswith(":streamGenerateContent?alt=sse"):
+            return self.answer(200, generate.whole(parts))
+        self.begin_stream()
+        for event in generate.events(parts):
+            self.event(json.dumps(event, ensure_ascii=False), end="\r\n\r\n")
+        return self.wfile.write(b"0\r\n\r\n")
+
+    def begin_stream(self):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
+
+    def stream(self, request, choices, usage, breaks_off):
+        self.begin_stream()
         head = envelope(request, "chat.completion.chunk")
         for delta, index, logprobs, finish in deltas(choices):
             if breaks_off and finish:
@@ -67,8 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         self.event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
-    def event(self, data):
-        event = f"data: {data}\n\n".encode()
+    def event(self, data, name="", end="\n\n"):
+        event = f"{name}data: {data}{end}".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
 
     def fail(self, status, message):

@@ -6,7 +6,9 @@
 #![allow(dead_code, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+pub mod cases;
 pub mod client;
+pub mod decoded;
 pub mod h2c;
 pub mod relay;
 pub mod setup;

@@ -15,6 +15,7 @@ BASE_URL = os.environ["TOLLGATE_BASE_URL"]
 KEYS = json.loads(os.environ["TOLLGATE_KEYS"])
 MODEL = "test-model"
 SLASHED = "vendor/family/model-1"
+TRANSLATED = ["claude", "claude-older", "gemini"]
 TEXT = "Hello there, friend."
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
@@ -124,7 +125,7 @@ class Chat(unittest.TestCase):
 class Models(unittest.TestCase):
     def test_list(self):
         models = client().models.list()
-        self.assertEqual([model.id for model in models], [MODEL, SLASHED])
+        self.assertEqual([model.id for model in models], [MODEL, SLASHED, *TRANSLATED])
         self.assertEqual(models.data[0].owned_by, "tests")
         self.assertEqual([model.id for model in client("narrow").models.list()], [SLASHED])
 

@@ -91,6 +91,11 @@ impl Answer for StreamTranslator {
         self.state.progress.report.usage()
     }
 
+    /// Early reports have the prompt alone: of an answer that breaks off behind them, its own tokens are still to be counted.
+    fn output_is_reported(&self) -> bool {
+        self.state.outcome == Some(Outcome::Complete) || self.state.progress.report.has_output()
+    }
+
     fn sample(&self) -> &SampledText {
         &self.state.progress.sample
     }

@@ -47,6 +47,11 @@ impl Report {
         self.cached = later.cached.or(self.cached);
     }
 
+    /// Whether it tells of the answer, not of the prompt and the thoughts alone.
+    pub(super) fn has_output(&self) -> bool {
+        self.candidates.is_some()
+    }
+
     /// The classes; `None` if no token was reported.
     pub(super) fn usage(&self) -> Option<Usage> {
         let of = |count: Option<u64>| count.unwrap_or(0);
@@ -86,6 +91,13 @@ mod tests {
         let expected = Usage { input: 67, cache_read: 40, output: 25, reasoning: 20, ..Usage::default() };
         assert_eq!(usage(&[json]), Some(expected));
         assert_eq!(expected.total(), 132);
+    }
+
+    #[test]
+    fn only_candidates_tell_of_the_answer() {
+        let has_output = |json: &str| Report::read(&mut Cursor::new(json.as_bytes())).unwrap().has_output();
+        assert!(has_output(r#"{"promptTokenCount":10,"candidatesTokenCount":1}"#));
+        assert!(!has_output(r#"{"promptTokenCount":10,"thoughtsTokenCount":20,"totalTokenCount":30}"#));
     }
 
     #[test]
