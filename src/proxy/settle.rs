@@ -69,13 +69,15 @@ fn settle_answered(exchange: &Exchange, answering: Answering) {
     if is_stream {
         exchange.shared.metrics.streams_active.dec();
     }
-    let reported = answer.usage();
+    // A document that turned out to be an error was told as one: the client got nothing of it, and pays nothing.
+    let told = exchange.status < 400;
+    let reported = answer.usage().filter(|_| told);
     // Where the transport ended before its last piece was seen, the answer knows whether it was whole.
     let outcome = outcome.unwrap_or_else(|| answer.end().outcome);
     // Some report the prompt first and the answer last: of an answer that broke off, its own tokens are counted.
     let output_is_missing = !answer.output_is_reported()
         || (outcome != Outcome::Complete && reported.is_some_and(|usage| usage.output == 0));
-    let is_counted = answer.began() && (reported.is_none() || output_is_missing);
+    let is_counted = told && answer.began() && (reported.is_none() || output_is_missing);
     let unreported = is_counted.then(|| Unreported {
         prompt: reported.is_none().then_some(prompt),
         output: answer.take_sample(),
