@@ -3,6 +3,8 @@
 //! Prints the CPU of the worker's threads and of the database's, a record. The pace matters, because records that come together are
 //! written together: `cargo bench --bench billing -- [RECORDS_PER_SECOND [SECONDS]]`.
 
+#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a bench keeps a pace and prints")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

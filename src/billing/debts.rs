@@ -19,19 +19,23 @@ pub(super) struct Debts {
 }
 
 impl Debts {
-    /// A request was charged to its purses and will be settled.
-    pub(super) fn charged(&mut self, finished: &Finished) {
-        self.accounts.add(&finished.record.account_id, &finished.account);
-        self.keys.add(&finished.record.key_id, &finished.spending);
+    /// Requests were charged to their purses and will be settled.
+    pub(super) fn charged(&mut self, batch: &[Finished]) {
+        for finished in batch {
+            self.accounts.add(&finished.record.account_id, &finished.account);
+            self.keys.add(&finished.record.key_id, &finished.spending);
+        }
     }
 
-    /// A request charged before is in the ledger.
-    pub(super) fn settled(&mut self, record: &UsageRecord, settled: &Settled) {
-        if let Some(account) = self.accounts.take(&record.account_id) {
-            account.settled(record.cost, settled.balance, settled.balance_seq);
-        }
-        if let Some(spending) = self.keys.take(&record.key_id) {
-            spending.settled(record.cost, settled.spent, settled.spent_seq);
+    /// Requests charged before are in the ledger.
+    pub(super) fn settled(&mut self, records: &[UsageRecord], settled: &[Settled]) {
+        for (record, settled) in records.iter().zip(settled) {
+            if let Some(account) = self.accounts.take(&record.account_id) {
+                account.settled(record.cost, settled.balance, settled.balance_seq);
+            }
+            if let Some(spending) = self.keys.take(&record.key_id) {
+                spending.settled(record.cost, settled.spent, settled.spent_seq);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From a finished request to a ledger entry: recorder, spool, ledger.
 //!
 //! ```text
-//! request ends → RecordSlot::record → queue → spool (SQLite beside the relay) → Store::settle → spool row removed
+//! request ends → RecordSlot::record → queue → spool (SQLite beside the relay) → Store::settle → removed from the spool
 //! ```
 //!
 //! A request is admitted only with a [`RecordSlot`] in hand, so that recording it can neither fail nor wait. What follows runs
@@ -11,6 +11,8 @@
 //!
 //! Absent yet: holds, records of requests that are still running, and sinks besides the ledger.
 
+mod backlog;
+mod batch;
 mod debts;
 mod recorder;
 mod spool;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use backlog::Backlog;
 pub use recorder::{Finished, RECORDS_MAX, RecordSlot, Recorder, Unreported};
 pub use spool::SpoolError;
 pub use state::BillingState;
@@ -57,5 +60,6 @@ pub async fn open<L: Ledger>(place: &SpoolPlace, ledger: L) -> Result<(Recorder,
     let spool = spool::Spool::open(place, Arc::clone(&state)).await?;
     let (sender, receiver) = mpsc::channel(RECORDS_MAX);
     let recorder = Recorder::new(sender, Arc::clone(&state));
-    Ok((recorder, Worker::new(receiver, spool, ledger, state)))
+    let backlog = Backlog::new(Arc::clone(spool.writer()), spool.left_behind().await?);
+    Ok((recorder, Worker::new(receiver, spool, backlog, ledger, state)))
 }

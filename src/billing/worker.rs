@@ -3,28 +3,32 @@
 //! Two loops side by side, joined by the spool alone, so that a ledger that cannot be reached holds nothing up but itself.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
+use super::backlog::{Backlog, Next, Parcel};
 use super::debts::Debts;
 use super::recorder::Finished;
-use super::spool::{Spool, SpoolError, Spooled};
+use super::spool::{Spool, SpoolError};
 use super::state::BillingState;
 use crate::relay::meter::UsageRecord;
 use crate::store::{Settled, Store, StoreError};
 
-/// The most records in one transaction, of the spool or of the ledger.
-const BATCH_RECORDS_MAX: usize = 256;
+/// The most records that are spooled together.
+const BATCH_RECORDS_MAX: usize = 1_024;
 
-/// How long records are gathered before they are spooled together: a write costs much more than a row.
+/// How long records are gathered before they are spooled together: a write costs much more than a record.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// How long the ledger is left alone after it took all that there was, for the same reason. Nobody waits for it: what requests
-/// cost is charged before.
-const DELIVERY_PAUSE: Duration = Duration::from_millis(50);
+/// The most records in one transaction of the ledger, or one batch.
+const DELIVERY_RECORDS_MAX: usize = 4_096;
+
+/// How long the ledger is left alone after it took all that there was: a transaction costs as much as dozens of records, and waits
+/// for the disk. Nobody waits for it: what requests cost is charged before.
+const DELIVERY_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long to wait before trying again: this, twice this, and so on up to the next.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -65,14 +69,23 @@ pub struct Worker<L = Store> {
 struct Desk<L> {
     spool: Spool,
     ledger: L,
+    backlog: Mutex<Backlog>,
     debts: Mutex<Debts>,
     state: Arc<BillingState>,
     retry_first: Duration,
 }
 
 impl<L: Ledger> Worker<L> {
-    pub(super) fn new(queue: mpsc::Receiver<Finished>, spool: Spool, ledger: L, state: Arc<BillingState>) -> Self {
-        let desk = Desk { spool, ledger, debts: Mutex::default(), state, retry_first: RETRY_FIRST };
+    pub(super) fn new(
+        queue: mpsc::Receiver<Finished>,
+        spool: Spool,
+        backlog: Backlog,
+        ledger: L,
+        state: Arc<BillingState>,
+    ) -> Self {
+        let (backlog, debts) = (Mutex::new(backlog), Mutex::default());
+        let desk = Desk { spool, ledger, backlog, debts, state, retry_first: RETRY_FIRST };
+        desk.report();
         Self { queue, desk }
     }
 
@@ -99,7 +112,8 @@ impl<L: Ledger> Desk<L> {
     ) {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut going_down = false;
-        let mut batch = Vec::new();
+        let mut number = 0;
+        let mut gathered = Vec::new();
         loop {
             tokio::select! {
                 () = &mut shutdown, if !going_down => {
@@ -107,58 +121,69 @@ impl<L: Ledger> Desk<L> {
                     queue.close();
                     continue;
                 }
-                received = queue.recv_many(&mut batch, BATCH_RECORDS_MAX) => if received == 0 {
+                received = queue.recv_many(&mut gathered, BATCH_RECORDS_MAX) => if received == 0 {
                     return;
                 }
             }
-            if batch.len() < BATCH_RECORDS_MAX && !going_down {
+            if gathered.len() < BATCH_RECORDS_MAX && !going_down {
                 tokio::time::sleep(GATHER).await;
-                batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH_RECORDS_MAX - batch.len()));
+                let room = BATCH_RECORDS_MAX - gathered.len();
+                gathered.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(room));
             }
             let (reported, unreported): (Vec<_>, Vec<_>) =
-                batch.drain(..).partition(|finished| finished.unreported.is_none());
-            self.spool_batch(&reported, &observe, &spooled).await;
+                gathered.drain(..).partition(|finished| finished.unreported.is_none());
+            self.spool_batch(&mut number, reported, &observe, &spooled).await;
             // After the others: counting takes its time.
-            self.spool_batch(&count(unreported).await, &observe, &spooled).await;
+            self.spool_batch(&mut number, count(unreported).await, &observe, &spooled).await;
         }
     }
 
-    /// Makes charged records durable, however long it takes. While it takes, nobody is admitted.
-    async fn spool_batch(&self, batch: &[Finished], observe: &impl Fn(&UsageRecord), spooled: &watch::Sender<()>) {
+    /// Makes charged records durable as the batch after `number`, however long it takes. While it takes, nobody is admitted.
+    async fn spool_batch(
+        &self,
+        number: &mut i64,
+        batch: Vec<Finished>,
+        observe: &impl Fn(&UsageRecord),
+        spooled: &watch::Sender<()>,
+    ) {
         if batch.is_empty() {
             return;
         }
+        *number += 1;
         batch.iter().for_each(|finished| observe(&finished.record));
         // Before they can be settled.
-        batch.iter().for_each(|finished| self.debts().charged(finished));
+        self.debts().charged(&batch);
         let records: Vec<_> = batch.iter().map(|finished| &finished.record).collect();
         let mut failures = 0;
-        while let Err(error) = self.spool.append(&records).await {
+        while let Err(error) = self.spool.append(*number, &records).await {
             failures += 1;
             self.state.set_spool_failing(true);
             tracing::error!(%error, failures, records = batch.len(), "finished requests cannot be spooled; trying again");
             tokio::time::sleep(self.retry_after(failures)).await;
         }
         self.state.set_spool_failing(false);
+        self.backlog().push(*number, batch.into_iter().map(|finished| finished.record).collect());
+        self.report();
         spooled.send_replace(());
     }
 
     /// From the spool into the ledger, until `spooled` has ended and nothing is left, or what is left cannot be delivered.
     async fn deliver_spool(&self, mut spooled: watch::Receiver<()>) {
         let mut failures = 0;
+        let mut in_hand = None;
         loop {
-            // Asked before the spool is looked at, so that nothing comes in between.
+            // Asked before it is looked what there is, so that nothing comes in between.
             let ended = spooled.has_changed().is_err();
             spooled.mark_unchanged();
-            match self.deliver_batch().await {
-                Ok(0) if ended => return,
-                Ok(0) => {
+            match self.deliver_next(&mut in_hand).await {
+                Ok(None) if ended => return,
+                Ok(None) => {
                     // An error is the end of it, which the next round sees.
                     let _ = spooled.changed().await;
                 }
-                Ok(delivered) => {
+                Ok(Some(delivered)) => {
                     failures = 0;
-                    if delivered < BATCH_RECORDS_MAX && !ended {
+                    if delivered < DELIVERY_RECORDS_MAX / 2 && !ended {
                         pause(DELIVERY_PAUSE, &mut spooled).await;
                     }
                 }
@@ -175,34 +200,69 @@ impl<L: Ledger> Desk<L> {
         }
     }
 
-    /// Hands the oldest records to the ledger, and returns how many it took.
-    async fn deliver_batch(&self) -> Result<usize, DeliveryError> {
-        let rows = self.spool.oldest(BATCH_RECORDS_MAX as u32).await?;
-        if rows.is_empty() {
-            return Ok(0);
+    /// Hands the oldest records to the ledger, and returns how many it took; `None` where none wait. What could not be delivered
+    /// stays `in_hand`.
+    async fn deliver_next(&self, in_hand: &mut Option<Parcel>) -> Result<Option<usize>, DeliveryError> {
+        if in_hand.is_none() {
+            *in_hand = self.next_parcel().await?;
         }
-        let (records, rows): (Vec<_>, Vec<_>) =
-            rows.into_iter().map(|Spooled { id, record, own }| (record, (id, own))).unzip();
-        let settled = self.ledger.settle(&records).await?;
+        let Some(parcel) = in_hand else { return Ok(None) };
+        if !parcel.settled {
+            self.settle(parcel).await?;
+            parcel.settled = true;
+        }
+        self.spool.remove(&parcel.writer, parcel.first, parcel.last).await?;
+        let delivered = parcel.records.len();
+        *in_hand = None;
+        self.backlog().delivered();
+        self.report();
+        self.state.ledger_took(delivered as u64);
+        Ok(Some(delivered))
+    }
+
+    /// The oldest records, from memory or read back.
+    async fn next_parcel(&self) -> Result<Option<Parcel>, DeliveryError> {
+        loop {
+            let next = self.backlog().next(DELIVERY_RECORDS_MAX);
+            let stretch = match next {
+                Next::Nothing => return Ok(None),
+                Next::Parcel(parcel) => return Ok(Some(parcel)),
+                Next::Read(stretch) => stretch,
+            };
+            let read = self.spool.read(&stretch, DELIVERY_RECORDS_MAX).await?;
+            if let Some(parcel) = self.backlog().advance(&stretch, read.last, read.records) {
+                return Ok(Some(parcel));
+            }
+        }
+    }
+
+    /// Enters records into the ledger, and takes them off the purses that they were charged to.
+    async fn settle(&self, parcel: &Parcel) -> Result<(), DeliveryError> {
+        let records = &parcel.records;
+        let settled = self.ledger.settle(records).await?;
         let confirmed = settled.len() == records.len()
-            && settled.iter().zip(&records).all(|(settled, record)| settled.request_id == record.request_id);
+            && settled.iter().zip(records).all(|(settled, record)| settled.request_id == record.request_id);
         if !confirmed {
             return Err(DeliveryError::Unconfirmed(records.len()));
         }
-        let ids: Vec<i64> = rows.iter().map(|(id, _)| *id).collect();
-        self.spool.remove(&ids).await?;
-        // Not before they are removed: what is delivered again, because removing failed, must leave its purse only once.
         // Records of an earlier process were charged to purses of that process.
-        let mut debts = self.debts();
-        for ((record, settled), _) in records.iter().zip(&settled).zip(&rows).filter(|(_, (_, own))| *own) {
-            debts.settled(record, settled);
+        if parcel.writer == *self.spool.writer() {
+            self.debts().settled(records, &settled);
         }
-        drop(debts);
-        self.state.ledger_took(records.len() as u64);
-        Ok(records.len())
+        Ok(())
     }
 
-    fn debts(&self) -> std::sync::MutexGuard<'_, Debts> {
+    /// Tells how much waits.
+    fn report(&self) {
+        let (records, oldest_ms) = self.backlog().waiting();
+        self.state.set_spooled(records, oldest_ms);
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn debts(&self) -> MutexGuard<'_, Debts> {
         self.debts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -8,9 +8,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
-use sqlx::query::Query;
+use sqlx::error::BoxDynError;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
+use sqlx::{Arguments, AssertSqlSafe, SqliteConnection};
 
 use super::StoreError;
 use super::key::saturating_i64;
@@ -26,13 +26,16 @@ const ROWS_MAX: usize = 256;
 /// So many rows has each of the statements that a batch is made of.
 const ROW_COUNTS: [usize; 5] = [ROWS_MAX, 64, 16, 4, 1];
 
+/// Columns of `usage_records`.
+const COLUMNS: usize = 19;
+
 /// The statements of [`ROW_COUNTS`], the same texts every time, so that each is prepared once a connection.
 static INSERT_USAGE: LazyLock<[Arc<String>; ROW_COUNTS.len()]> =
     LazyLock::new(|| ROW_COUNTS.map(|rows| Arc::new(insert_usage_sql(rows))));
 
 fn insert_usage_sql(rows: usize) -> String {
-    const ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-    let rows = vec![ROW; rows].join(",");
+    let row = format!("({})", ["?"; COLUMNS].join(", "));
+    let rows = vec![row; rows].join(", ");
     format!(
         "INSERT INTO usage_records (seq, request_id, account_id, key_id, model, provider, status, input_tokens, \
          cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, \
@@ -55,9 +58,12 @@ pub(super) async fn insert_usage(
     let mut seq = first_seq..;
     for (rows, sql) in ROW_COUNTS.into_iter().zip(INSERT_USAGE.iter()) {
         while let Some((chunk, others)) = rest.split_at_checked(rows) {
-            let insert = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
-            let insert =
-                chunk.iter().zip(&mut seq).fold(insert, |insert, (record, seq)| names.bind(insert, seq, record));
+            let mut values = SqliteArguments::default();
+            values.reserve(rows * COLUMNS, 0);
+            for (record, seq) in chunk.iter().zip(&mut seq) {
+                names.add(&mut values, seq, record).map_err(sqlx::Error::Encode)?;
+            }
+            let insert = sqlx::query_with(AssertSqlSafe(Arc::clone(sql)), values);
             inserted += insert.execute(&mut *connection).await?.rows_affected();
             rest = others;
         }
@@ -89,37 +95,34 @@ pub(super) async fn insert_entries(
 #[derive(Default)]
 struct Names<'a>(HashMap<&'a str, Arc<str>>);
 
-type Insert = Query<'static, Sqlite, SqliteArguments>;
-
 impl<'a> Names<'a> {
     fn shared(&mut self, name: &'a str) -> Arc<str> {
         Arc::clone(self.0.entry(name).or_insert_with(|| name.into()))
     }
 
-    /// Binds a row's columns.
-    fn bind(&mut self, insert: Insert, seq: i64, record: &'a UsageRecord) -> Insert {
+    /// Adds a row's columns.
+    fn add(&mut self, to: &mut SqliteArguments, seq: i64, record: &'a UsageRecord) -> Result<(), BoxDynError> {
         let tokens = |count: u64| saturating_i64(count.min(TOKENS_MAX));
         let usage = &record.usage;
-        insert
-            .bind(seq)
-            .bind(record.request_id.to_string())
-            .bind(self.shared(&record.account_id))
-            .bind(self.shared(&record.key_id))
-            .bind(self.shared(&record.model))
-            .bind(self.shared(&record.provider))
-            .bind(i64::from(record.status))
-            .bind(tokens(usage.input))
-            .bind(tokens(usage.cache_read))
-            .bind(tokens(usage.cache_write_5m))
-            .bind(tokens(usage.cache_write_1h))
-            .bind(tokens(usage.output))
-            .bind(tokens(usage.reasoning))
-            .bind(charged(record).0)
-            .bind(record.estimated)
-            .bind(record.interrupted)
-            .bind(record.started_at_ms)
-            .bind(record.first_token_ms)
-            .bind(record.total_ms)
+        to.add(seq)?;
+        to.add(record.request_id.to_string())?;
+        to.add(self.shared(&record.account_id))?;
+        to.add(self.shared(&record.key_id))?;
+        to.add(self.shared(&record.model))?;
+        to.add(self.shared(&record.provider))?;
+        to.add(i64::from(record.status))?;
+        to.add(tokens(usage.input))?;
+        to.add(tokens(usage.cache_read))?;
+        to.add(tokens(usage.cache_write_5m))?;
+        to.add(tokens(usage.cache_write_1h))?;
+        to.add(tokens(usage.output))?;
+        to.add(tokens(usage.reasoning))?;
+        to.add(charged(record).0)?;
+        to.add(record.estimated)?;
+        to.add(record.interrupted)?;
+        to.add(record.started_at_ms)?;
+        to.add(record.first_token_ms)?;
+        to.add(record.total_ms)
     }
 }
 

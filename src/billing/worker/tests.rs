@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::*;
+use crate::billing::backlog::HELD_RECORDS_MAX;
 use crate::billing::recorder::{Recorder, Unreported};
 use crate::billing::spool::tests::{place, record};
 use crate::billing::{SpoolPlace, open};
@@ -15,7 +16,7 @@ use crate::relay::auth::KeyDigest;
 use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, Rates, SampledText};
 use crate::store::{KeyTerms, NewKey};
 
-const BALANCE: i64 = 1_000_000;
+const BALANCE: i64 = 100_000_000;
 
 /// A ledger in memory that outlives the workers: at most once by request id, as the store's.
 #[derive(Debug, Default, Clone)]
@@ -159,7 +160,8 @@ async fn what_a_crash_left_is_settled_by_the_next_run_at_most_once() {
     let records: Vec<_> = (1..=9).map(record).collect();
     {
         let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
-        worker.desk.spool.append(&records.iter().collect::<Vec<_>>()).await.unwrap();
+        worker.desk.spool.append(1, &records[..5].iter().collect::<Vec<_>>()).await.unwrap();
+        worker.desk.spool.append(2, &records[5..].iter().collect::<Vec<_>>()).await.unwrap();
         // Three of them reached the ledger, and the process died before it removed them from the spool.
         ledger.settle(&records[..3]).await.unwrap();
     }
@@ -256,6 +258,75 @@ async fn the_worker_waits_for_slots_that_are_out() {
 }
 
 #[tokio::test]
+async fn more_than_memory_holds_waits_in_the_spool() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    ledger.books().fail_before = u32::MAX;
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    let running = Running::start(worker);
+    let many = 2 * HELD_RECORDS_MAX as u128;
+    payer.record(&recorder, 1..=many);
+    while u128::from(recorder.state().spooled()) < many {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(recorder.state().oldest_ms(), Some(1_700_000_000_501));
+    ledger.books().fail_before = 0;
+    while u128::from(recorder.state().delivered()) < many {
+        tokio::task::yield_now().await;
+    }
+    payer.record(&recorder, many + 1..=many + 10);
+    running.stop().await;
+    assert_eq!(ledger.total(), (many as usize + 10, 100 * (many as i64 + 10)));
+    assert_eq!((recorder.state().spooled(), recorder.state().oldest_ms()), (0, None));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 100 * (many as i64 + 10)));
+}
+
+#[tokio::test]
+async fn a_batch_of_nothing_readable_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    {
+        let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+        for number in 1..=3 {
+            worker.desk.spool.append(number, &[&record(number as u128)]).await.unwrap();
+        }
+        worker.desk.spool.damage(1).await;
+        worker.desk.spool.damage(3).await;
+    }
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let running = Running::start(worker);
+    while recorder.state().spooled() > 0 {
+        tokio::task::yield_now().await;
+    }
+    running.stop().await;
+    assert_eq!(ledger.total(), (1, 100));
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_leaves_its_purse_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    payer.record(&recorder, 1..=5);
+    worker.desk.spool.refuse_removal(true).await;
+    let keeper = worker.desk.spool.other();
+    let running = Running::start(worker);
+    while recorder.state().deliveries_failed() < 3 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ledger.total(), (5, 500), "entered once");
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 500));
+    assert_eq!((recorder.state().spooled(), recorder.state().delivered()), (5, 0));
+    keeper.refuse_removal(false).await;
+    running.stop().await;
+    assert_eq!((recorder.state().spooled(), recorder.state().delivered()), (0, 5));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 500));
+    assert_eq!(payer.spending.spent(), NanoUsd(500));
+}
+
+#[tokio::test]
 async fn a_full_spool_gives_no_slots() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = FakeLedger::default();
@@ -263,7 +334,7 @@ async fn a_full_spool_gives_no_slots() {
     let small = SpoolPlace { bytes_max: 32 * 1024, ..place(&folder) };
     let (recorder, worker) = open(&small, ledger.clone()).await.unwrap();
     let payer = Payer::new();
-    payer.record(&recorder, 1..=200);
+    payer.record(&recorder, 1..=800);
     let running = Running::start(worker);
     while recorder.reserve().is_some() {
         tokio::task::yield_now().await;
@@ -274,7 +345,7 @@ async fn a_full_spool_gives_no_slots() {
         tokio::task::yield_now().await;
     }
     running.stop().await;
-    assert_eq!(ledger.total(), (200, 20_000));
+    assert_eq!(ledger.total(), (800, 80_000));
 }
 
 #[tokio::test]

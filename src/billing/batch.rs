@@ -1,0 +1,174 @@
+//! How records that are spooled together are written: as JSON in which each name stands once.
+//!
+//! ```json
+//! {"names":["acct_1","key_1","gpt-4o","openai"],"records":[["0198…",0,1,2,3,200,[7,0,0,0,3,0],100,false,false,1700000000000,12,500]]}
+//! ```
+//!
+//! A quarter of the records' own JSON, which counts because the spool's cost is its bytes. A file of another version can be told from
+//! this one by what its batches are made of, and by people without this program.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::relay::meter::{NanoUsd, Usage, UsageRecord};
+
+/// Id; account, key, model and provider as places in the names; status; tokens; cost; estimated, interrupted; beginning, first token
+/// and end as in [`UsageRecord`].
+type Row = (Uuid, usize, usize, usize, usize, u16, [u64; 6], i64, bool, bool, i64, Option<i64>, i64);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Batch<N, R> {
+    names: Vec<N>,
+    records: Vec<R>,
+}
+
+/// Records as they are spooled.
+pub(super) fn encode(records: &[&UsageRecord]) -> Result<String, serde_json::Error> {
+    let mut places = HashMap::new();
+    let mut names = Vec::new();
+    let mut place = |name| {
+        *places.entry(name).or_insert_with(|| {
+            names.push(name);
+            names.len() - 1
+        })
+    };
+    let records = records.iter().map(|record| row(record, &mut place)).collect();
+    serde_json::to_string(&Batch { names, records })
+}
+
+fn row<'a>(record: &'a UsageRecord, place: &mut impl FnMut(&'a str) -> usize) -> Row {
+    let Usage { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning } = record.usage;
+    (
+        record.request_id,
+        place(&record.account_id),
+        place(&record.key_id),
+        place(&record.model),
+        place(&record.provider),
+        record.status,
+        [input, cache_read, cache_write_5m, cache_write_1h, output, reasoning],
+        record.cost.0,
+        record.estimated,
+        record.interrupted,
+        record.started_at_ms,
+        record.first_token_ms,
+        record.total_ms,
+    )
+}
+
+fn record(row: Row, names: &[Box<str>]) -> Option<UsageRecord> {
+    let (
+        request_id,
+        account,
+        key,
+        model,
+        provider,
+        status,
+        tokens,
+        cost,
+        estimated,
+        interrupted,
+        started,
+        first,
+        total,
+    ) = row;
+    let [input, cache_read, cache_write_5m, cache_write_1h, output, reasoning] = tokens;
+    Some(UsageRecord {
+        request_id,
+        account_id: names.get(account)?.clone(),
+        key_id: names.get(key)?.clone(),
+        model: names.get(model)?.clone(),
+        provider: names.get(provider)?.clone(),
+        status,
+        usage: Usage { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning },
+        cost: NanoUsd(cost),
+        estimated,
+        interrupted,
+        started_at_ms: started,
+        first_token_ms: first,
+        total_ms: total,
+    })
+}
+
+/// What could be read of a batch.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Read {
+    pub(super) records: Vec<UsageRecord>,
+    /// The batch without its readable records, where not all could be read.
+    pub(super) unreadable: Option<String>,
+}
+
+/// Reads every record that can be read, whatever has become of others.
+pub(super) fn decode(body: &str) -> Read {
+    let Ok(Batch { names, records }) = serde_json::from_str::<Batch<Box<str>, &RawValue>>(body) else {
+        return Read { records: Vec::new(), unreadable: Some(body.to_owned()) };
+    };
+    let mut read = Read::default();
+    let mut unreadable = Vec::new();
+    for row in records {
+        match serde_json::from_str(row.get()).ok().and_then(|row| record(row, &names)) {
+            Some(record) => read.records.push(record),
+            None => unreadable.push(row),
+        }
+    }
+    if !unreadable.is_empty() {
+        let rest = serde_json::to_string(&Batch { names, records: unreadable });
+        read.unreadable = Some(rest.unwrap_or_else(|_| body.to_owned()));
+    }
+    read
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spool::tests::record;
+    use super::*;
+
+    #[test]
+    fn every_field_comes_back() {
+        let most = u64::MAX;
+        let full = UsageRecord {
+            model: "quoted \"\\ \u{1F600}".into(),
+            usage: Usage {
+                input: most,
+                cache_read: 1,
+                cache_write_5m: 2,
+                cache_write_1h: 3,
+                output: most - 1,
+                reasoning: 4,
+            },
+            cost: NanoUsd(i64::MAX),
+            estimated: true,
+            interrupted: false,
+            first_token_ms: None,
+            request_id: Uuid::from_u128(u128::MAX),
+            ..record(1)
+        };
+        let others = UsageRecord { key_id: "acct_1".into(), account_id: "key_1".into(), ..record(2) };
+        let body = encode(&[&full, &others, &record(3)]).unwrap();
+        assert_eq!(decode(&body), Read { records: vec![full, others, record(3)], unreadable: None });
+        assert_eq!(body.matches("acct_1").count(), 1, "{body}");
+    }
+
+    #[test]
+    fn what_is_readable_is_read_and_the_rest_told() {
+        let body = encode(&[&record(1), &record(2), &record(3)]).unwrap();
+        let second = record(2).request_id.to_string();
+        let read = decode(&body.replace(&second, "?"));
+        assert_eq!(read.records, [record(1), record(3)]);
+        let told = read.unreadable.unwrap();
+        assert!(told.contains("[\"?\",") && told.contains("acct_1"), "{told}");
+        assert_eq!(told.matches("[7,").count(), 1, "only that one: {told}");
+        // Mended by hand, it can be read.
+        assert_eq!(decode(&told.replace('?', &second)).records, [record(2)]);
+
+        let nameless = decode(&body.replace("\"moonshot\"", "7"));
+        assert!(nameless.records.is_empty() && nameless.unreadable.is_some());
+        let misplaced = decode(&body.replace(",0,1,2,3,200,", ",0,1,2,9,200,"));
+        assert!(misplaced.records.is_empty() && misplaced.unreadable.is_some());
+        for body in ["", "{}", "[]", "{\"names\":[],\"records\":[[", "null"] {
+            assert_eq!(decode(body), Read { records: Vec::new(), unreadable: Some(body.to_owned()) });
+        }
+    }
+}
