@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
@@ -140,12 +140,23 @@ impl ProxyHttp for Relay {
             error.set_retry(false);
             return error;
         };
-        if matches!(error.retry, RetryType::Decided(true)) {
+        // Our own word that another is asked; h2's word that a stream may be opened again asks for the same one for ever.
+        if matches!((error.etype(), &error.retry), (ErrorType::HTTPStatus(_), RetryType::Decided(true))) {
             return error;
         }
         let mut again = false;
-        if error.esource() == &ErrorSource::Upstream && dispatch.failure.is_none() {
-            let stale = reused && !overdue && dispatch.tries < TRIES_MAX;
+        if let Some(refused) = dispatch.refused.take() {
+            // A refusal that was its head alone, or broke off: it says what has come of it.
+            let body =
+                dialect::read_error(dialect_of(dispatch), refused.status, refused.body(), refused.retry_after_ms);
+            match self.refused(dispatch, refused.status, body) {
+                Ok(told) => dispatch.failure = Some(told),
+                Err(_) => again = true,
+            }
+        } else if error.esource() == &ErrorSource::Upstream && dispatch.failure.is_none() {
+            // The last try is another candidate's, where there is one: over h2, each stream after the first is on a kept one.
+            let others = usize::from(dispatch.current + 1 < dispatch.candidates.len());
+            let stale = reused && !overdue && dispatch.tries + others < TRIES_MAX;
             self.attempt_failed(
                 dispatch,
                 if overdue {
@@ -229,6 +240,20 @@ impl ProxyHttp for Relay {
             _ => {}
         }
         Ok(None)
+    }
+
+    /// A body that trailers end has ended all the same. They are the provider's: no client gets them.
+    async fn response_trailer_filter(
+        &self,
+        _: &mut Session,
+        trailers: &mut HeaderMap,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Bytes>> {
+        trailers.clear();
+        match &mut exchange.step {
+            Step::Answering(answering) if answering.outcome.is_none() => Ok(Some(self.finish(answering, Bytes::new()))),
+            _ => Ok(None),
+        }
     }
 
     /// Nothing more will be tried. The client is told in whatever way is left.
