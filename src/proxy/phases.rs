@@ -108,7 +108,10 @@ impl ProxyHttp for Relay {
     ) -> Result<()> {
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
         let body = dispatch.tape.body();
-        *head = upstream::request_head(dispatch, &body)?;
+        let mut said = upstream::request_head(dispatch, &body)?;
+        // The connection's, which is known by now: without it, a request over h2 would be none.
+        said.set_version(head.version);
+        *head = said;
         Ok(())
     }
 

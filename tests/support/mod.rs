@@ -14,6 +14,7 @@ pub mod relay;
 pub mod setup;
 pub mod tls;
 pub mod upstream;
+pub mod upstream_h2;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
