@@ -107,7 +107,7 @@ fn recorded_streams_are_what_was_expected() {
             let seen = read_stream(&out, outcome, show_usage);
             check(&case, &expect, &seen, &answer);
             assert!(
-                answer.began() == !answer.sample().is_empty()
+                answer.began() != answer.sample().is_empty()
                     && answer.output_is_reported() == (outcome == Outcome::Complete)
             );
             let first = first.get_or_insert_with(|| seen.clone());

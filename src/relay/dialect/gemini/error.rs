@@ -100,10 +100,7 @@ impl Google {
 
     /// The status that the error would have had before the answer began.
     fn http_status(&self) -> u16 {
-        match u16::try_from(self.code) {
-            Ok(code @ 400..=599) => code,
-            _ => 500,
-        }
+        u16::try_from(self.code).ok().filter(|code| (400..=599).contains(code)).unwrap_or(500)
     }
 }
 
