@@ -59,7 +59,8 @@ fn assert_hello(relay: &Relay, body: &Value, answer: &Response) {
     }
     let bill = relay.usage_of(&answer.request_id());
     assert_eq!((&bill["cost_nano_usd"], &bill["estimated"]), (&json!(13_000), &json!(false)), "{bill}");
-    assert_eq!(bill["interrupted"], false, "{bill}");
+    // A whole answer is over for the client with its last byte, which may be before the stream's end is seen.
+    assert!(bill["interrupted"] == false || body["stream"] != true, "{bill}");
 }
 
 /// The words, then one error event and nothing after it.

@@ -271,6 +271,7 @@ fn check_choice(name: &str, expected: &Value, seen: &Choice) {
         }
     }
     let mut ids: Vec<&str> = seen.calls.iter().map(|call| call.id.as_str()).collect();
+    assert!(!ids.contains(&""), "{name}: a call without an id");
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), seen.calls.len(), "{name}: two calls of one id");
