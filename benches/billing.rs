@@ -76,12 +76,13 @@ fn main() -> Result<(), Failure> {
     runtime.block_on(worker)?;
 
     println!("{recorded} records at {rate}/s, {refused} refused, delivered after {took:.2?}");
+    let caller = std::fs::read_to_string("/proc/self/comm")?.trim().to_owned();
     let mut all = 0;
     for (name, nanoseconds) in after {
         let spent = nanoseconds - before.get(&name).copied().unwrap_or(0);
         let each = spent / recorded;
         println!("{name:20} {:3}.{:02} us a record", each / 1_000, each % 1_000 / 10);
-        if name != "billing" && !name.starts_with("billing-") {
+        if name != caller {
             all += each;
         }
     }

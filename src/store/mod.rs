@@ -28,6 +28,7 @@ pub use change::{Balance, Balances, Changes};
 pub use error::StoreError;
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::Settled;
+use open::Connections;
 pub use usage::{By, UsageFilter, UsagePosition, UsageTotal};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
@@ -35,7 +36,10 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 /// A handle on the store; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Store {
+    /// What only reads.
     pool: SqlitePool,
+    /// What [`Store::write`]s.
+    writer: SqlitePool,
 }
 
 type WriteTransaction = Transaction<'static, Sqlite>;
@@ -45,8 +49,8 @@ impl Store {
     /// Opens the store at `url` (`sqlite://relative`, `sqlite:///absolute`), creating file and folders where there are
     /// none, for their owner only, and brings its tables to this version.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        let pool = open::open(url).await?;
-        Ok(Self { pool })
+        let Connections { readers, writer } = open::open(url).await?;
+        Ok(Self { pool: readers, writer })
     }
 
     /// Whether the store answers.
@@ -57,13 +61,14 @@ impl Store {
 
     /// Closes all connections, those of clones too, once their work is done.
     pub async fn close(&self) {
+        self.writer.close().await;
         self.pool.close().await;
     }
 
     /// A transaction that will write. It takes SQLite's only write lock at once: one that began by reading would be
     /// refused outright, not made to wait, if another writer came between.
     async fn write(&self) -> Result<WriteTransaction, StoreError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
 
     /// A transaction whose reads all see the same moment.

@@ -18,11 +18,19 @@ static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
 const BUSY_SECONDS_MAX: u64 = 10;
 /// How long a caller waits for a connection. Longer than a writer waits, so that the clearer error comes first.
 const ACQUIRE_SECONDS_MAX: u64 = 15;
-/// SQLite has one writer; the others read beside it.
-const CONNECTIONS_MAX: u32 = 4;
+/// How many read at a time, beside the writer.
+const READERS_MAX: u32 = 3;
 
-/// A pool of connections to the store at `url`, migrated.
-pub(super) async fn open(url: &str) -> Result<SqlitePool, StoreError> {
+/// The connections to a store.
+pub(super) struct Connections {
+    pub(super) readers: SqlitePool,
+    /// One, because SQLite has one writer. So writers of this process wait in a line, not for a lock that they ask for again and
+    /// again, and what writing needs is prepared and cached once.
+    pub(super) writer: SqlitePool,
+}
+
+/// Connections to the store at `url`, migrated.
+pub(super) async fn open(url: &str) -> Result<Connections, StoreError> {
     let path = path_of(url)?;
     let folder = create(&path)?;
     let _opening = lock(folder).await?;
@@ -36,15 +44,15 @@ pub(super) async fn open(url: &str) -> Result<SqlitePool, StoreError> {
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(BUSY_SECONDS_MAX));
     migrate(&path, &options).await?;
-    SqlitePoolOptions::new()
-        .max_connections(CONNECTIONS_MAX)
+    let pool = SqlitePoolOptions::new()
         .acquire_timeout(Duration::from_secs(ACQUIRE_SECONDS_MAX))
         .idle_timeout(None)
         .max_lifetime(None)
-        .test_before_acquire(false)
-        .connect_with(options)
-        .await
-        .map_err(|source| StoreError::Open { path, source })
+        .test_before_acquire(false);
+    let writer = pool.clone().max_connections(1).connect_lazy_with(options.clone());
+    let readers = pool.max_connections(READERS_MAX).connect_with(options).await;
+    let readers = readers.map_err(|source| StoreError::Open { path, source })?;
+    Ok(Connections { readers, writer })
 }
 
 fn path_of(url: &str) -> Result<PathBuf, StoreError> {
@@ -108,6 +116,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::relay::meter::NanoUsd;
+    use crate::store::DifferenceKind::EntryMissing;
     use crate::store::Store;
 
     #[test]
@@ -159,6 +169,49 @@ mod tests {
             .unwrap();
         let error = Store::open(&url).await.unwrap_err().to_string();
         assert!(error.contains("newer tollgate"), "{error}");
+    }
+
+    /// A store as version 1 of the tables left it, by its statements.
+    async fn of_version_1(folder: &tempfile::TempDir, statements: &'static str) -> String {
+        let path = folder.path().join("tollgate.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        let first = MIGRATIONS.iter().take(1).cloned().collect();
+        Migrator::with_migrations(first).run_direct(None, &mut connection, false).await.unwrap();
+        sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        format!("sqlite://{}", path.display())
+    }
+
+    #[tokio::test]
+    async fn a_store_of_the_first_version_keeps_its_money_and_its_mistakes() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = of_version_1(
+            &folder,
+            "UPDATE counters SET value = 9 WHERE name = 'ledger_seq';
+             INSERT INTO accounts VALUES ('a', 'Ada', 'free', TRUE, 60, 9, 1, 1);
+             INSERT INTO api_keys VALUES ('k', 'a', 'laptop', '00', 0, 0, 0, 0, NULL, '[]', NULL, NULL, 40, 9, 1, 1);
+             INSERT INTO ledger_entries VALUES (2, 'a', NULL, 'grant', 100, NULL, 'hello', 5);
+             INSERT INTO ledger_entries VALUES (7, 'a', 'k', 'usage', -30, 'r2', NULL, 6);
+             INSERT INTO ledger_entries VALUES (9, 'a', 'k', 'usage', -10, 'r1', NULL, 7);
+             INSERT INTO usage_records VALUES ('r1', 'a', 'k', 'm', 'p', 200, 1, 2, 3, 4, 5, 6, 10, 0, 1, 3, NULL, 4);
+             INSERT INTO usage_records VALUES ('r2', 'a', 'k', 'm', 'p', 200, 1, 2, 3, 4, 5, 6, 30, 1, 0, 3, 2, 3);
+             INSERT INTO usage_records VALUES ('r3', 'a', 'k', 'm', 'p', 200, 1, 2, 3, 4, 5, 6, 70, 1, 0, 3, 2, 3);",
+        )
+        .await;
+        let store = Store::open(&url).await.unwrap();
+        let rows = "SELECT request_id, seq, cost_nano_usd, interrupted, first_token_ms FROM usage_records ORDER BY seq";
+        let rows: Vec<(String, i64, i64, bool, Option<i64>)> =
+            sqlx::query_as(rows).fetch_all(&store.pool).await.unwrap();
+        let row = |id: &str, seq, cost, interrupted, first| (id.to_owned(), seq, cost, interrupted, first);
+        let without_entry = row("r3", 10, 70, false, Some(2));
+        assert_eq!(rows, [row("r2", 7, 30, false, Some(2)), row("r1", 9, 10, true, None), without_entry]);
+        let found = store.audit().await.unwrap();
+        assert_eq!(found.iter().map(|one| (one.kind, &*one.id)).collect::<Vec<_>>(), [(EntryMissing, "r3")]);
+        let note = &store.credits("a").await.unwrap()[0].note;
+        assert_eq!(note.as_deref(), Some("hello"));
+        store.credit("a", NanoUsd(1), None, 9).await.unwrap();
+        assert_eq!(store.credits("a").await.unwrap()[0].seq, 11, "no number is used twice");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -90,6 +90,7 @@ mod tests {
         let options = SqliteConnectOptions::new().filename(&place.path).create_if_missing(true);
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
         sqlx::raw_sql(OLD).execute(&pool).await.unwrap();
+        let mut transaction = pool.begin().await.unwrap();
         for number in 1..=2_500 {
             let record = record(number);
             let json = if number == 7 { "{}".to_owned() } else { serde_json::to_string(&record).unwrap() };
@@ -97,10 +98,11 @@ mod tests {
                 .bind(record.request_id.to_string())
                 .bind(if number <= 10 { "a" } else { "b" })
                 .bind(json)
-                .execute(&pool)
+                .execute(&mut *transaction)
                 .await
                 .unwrap();
         }
+        transaction.commit().await.unwrap();
         let mut all: Vec<_> = (1..=2_500).filter(|number| *number != 7).map(record).collect();
         for round in 0..2 {
             let spool = Spool::open(&place, Arc::default()).await.unwrap();
