@@ -222,11 +222,11 @@ fn check_stream(mut out: Vec<u8>, outcome: Outcome, show_usage: bool) {
     assert_eq!((decoded.done, decoded.error.is_some()), (outcome == Outcome::Complete, outcome != Outcome::Complete));
 }
 
-fn fuzz_streams(protocol: &str, make: impl Fn(&AnswerTerms) -> Box<dyn Answer>) {
+fn fuzz_streams(protocol: &str, make: impl Fn(AnswerTerms) -> Box<dyn Answer>) {
     let seeds = bodies(protocol, true);
     rounds(protocol, STREAM_ROUNDS, |chance| {
         let (show_usage, body) = (chance.below(2) == 0, damaged(chance, &seeds));
-        let (out, outcome) = pass(&mut *make(&terms(show_usage)), chance, &body);
+        let (out, outcome) = pass(&mut *make(terms(show_usage)), chance, &body);
         check_stream(out, outcome, show_usage);
     });
 }
@@ -238,7 +238,7 @@ fn damaged_anthropic_streams() {
 
 #[test]
 fn damaged_gemini_streams() {
-    fuzz_streams("gemini", |terms| Box::new(gemini::StreamTranslator::new(terms, 1, scope())));
+    fuzz_streams("gemini", |terms| Box::new(gemini::StreamTranslator::new(&terms, 1, scope())));
 }
 
 #[test]
@@ -430,12 +430,12 @@ fn endless(what: &str, limit: usize, begin: &str, answer: &mut dyn Answer) {
 #[test]
 fn an_event_without_an_end_is_held_within_the_limits() {
     let open = "data: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"";
-    endless("anthropic's stream", EVENT_BYTES_MAX, open, &mut anthropic::StreamTranslator::new(&terms(true)));
+    endless("anthropic's stream", EVENT_BYTES_MAX, open, &mut anthropic::StreamTranslator::new(terms(true)));
     let open = "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"";
     let mut stream = gemini::StreamTranslator::new(&terms(true), 1, scope());
     endless("gemini's stream", gemini::EVENT_BYTES_MAX, open, &mut stream);
     let open = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"";
-    endless("a loose stream", LOOSE_EVENT_BYTES_MAX, open, &mut LooseStream::new(&terms(true), 1));
+    endless("a loose stream", LOOSE_EVENT_BYTES_MAX, open, &mut LooseStream::new(terms(true), 1));
     endless("a stream with its usage cut out", EVENT_BYTES_MAX, open, &mut StreamReader::new(false, 1));
     endless("a stream that passes", EVENT_BYTES_MAX, open, &mut StreamReader::new(true, 1));
 }
