@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tollgate::billing::{self, Durability, Finished, SpoolPlace};
-use tollgate::relay::admit::{Purse, Spending};
+use tollgate::billing::{self, Durability, Opening, SpoolPlace};
+use tollgate::relay::admit::{Hold, Purse, Spending};
 use tollgate::relay::auth::KeyDigest;
 use tollgate::relay::meter::{NanoUsd, Usage, UsageRecord};
 use tollgate::store::{KeyTerms, NewKey, Store};
@@ -60,8 +60,9 @@ fn main() -> Result<(), Failure> {
         ticks += 1;
         let due = (rate * start.elapsed().as_micros() as u64 / 1_000_000).min(total);
         while recorded < due {
-            match recorder.reserve() {
-                Some(slot) => slot.record(payers[recorded as usize % PAYERS].finished()),
+            let payer = &payers[recorded as usize % PAYERS];
+            match recorder.open(payer.opening()?) {
+                Some(ticket) => drop(ticket.finish(payer.record(), None)),
                 None => refused += 1,
             }
             recorded += 1;
@@ -100,8 +101,21 @@ struct Payer {
 }
 
 impl Payer {
-    fn finished(&self) -> Finished {
-        let record = UsageRecord {
+    fn opening(&self) -> Result<Opening, Failure> {
+        let hold = Hold::take(&self.account, &self.spending, None, NanoUsd(378_000), NanoUsd(500_000))
+            .map_err(|refusal| refusal.message)?;
+        Ok(Opening {
+            request_id: Uuid::now_v7(),
+            account_id: self.account_id.clone(),
+            key_id: self.key_id.clone(),
+            model: "gpt-4o-mini".into(),
+            started_at_ms: started_at_ms(),
+            hold,
+        })
+    }
+
+    fn record(&self) -> UsageRecord {
+        UsageRecord {
             request_id: Uuid::now_v7(),
             account_id: self.account_id.clone(),
             key_id: self.key_id.clone(),
@@ -115,9 +129,7 @@ impl Payer {
             started_at_ms: started_at_ms(),
             first_token_ms: Some(412),
             total_ms: 1_500,
-        };
-        let (account, spending) = (Arc::clone(&self.account), Arc::clone(&self.spending));
-        Finished { record, unreported: None, account, spending }
+        }
     }
 }
 

@@ -6,8 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::recorder::Finished;
-use crate::relay::admit::{Purse, Spending};
+use crate::relay::admit::{Charge, Purse, Spending};
 use crate::relay::meter::UsageRecord;
 use crate::store::Settled;
 
@@ -19,12 +18,10 @@ pub(super) struct Debts {
 }
 
 impl Debts {
-    /// Requests were charged to their purses and will be settled.
-    pub(super) fn charged(&mut self, batch: &[Finished]) {
-        for finished in batch {
-            self.accounts.add(&finished.record.account_id, &finished.account);
-            self.keys.add(&finished.record.key_id, &finished.spending);
-        }
+    /// A request was charged to its purses and will be settled.
+    pub(super) fn charged(&mut self, record: &UsageRecord, charge: &Charge) {
+        self.accounts.add(&record.account_id, &charge.account);
+        self.keys.add(&record.key_id, &charge.spending);
     }
 
     /// Requests charged before are in the ledger.

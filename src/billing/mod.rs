@@ -1,15 +1,15 @@
 //! From a finished request to a ledger entry: recorder, spool, ledger.
 //!
 //! ```text
-//! request ends → RecordSlot::record → queue → spool (SQLite beside the relay) → Store::settle → removed from the spool
+//! request ends → Ticket::finish → queue → spool (SQLite beside the relay) → Store::settle → removed from the spool
 //! ```
 //!
-//! A request is admitted only with a [`RecordSlot`] in hand, so that recording it can neither fail nor wait. What follows runs
+//! A request is admitted only with a [`Ticket`] in hand, so that recording it can neither fail nor wait. What follows runs
 //! beside the requests: usage that nobody reported is counted, the record is made durable in the spool, and the ledger takes it
 //! from there, at most once by its request id. While the store cannot be reached records stay in the spool; while the spool
 //! cannot be written, or is full, no slots are given and nothing is sold.
 //!
-//! Absent yet: holds, records of requests that are still running, and sinks besides the ledger.
+//! Absent yet: records of requests that are still running, and sinks besides the ledger.
 
 mod backlog;
 mod batch;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use backlog::Backlog;
-pub use recorder::{Finished, RECORDS_MAX, RecordSlot, Recorder, Unreported};
+pub use recorder::{NotKept, Opening, Progress, RECORDS_MAX, Receipt, Recorder, Ticket, Unreported};
 pub use spool::SpoolError;
 pub use state::BillingState;
 pub use worker::{Ledger, Worker};

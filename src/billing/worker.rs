@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::backlog::{Backlog, Next, Parcel};
 use super::debts::Debts;
-use super::recorder::Finished;
+use super::recorder::{Finished, Payment};
 use super::spool::{Spool, SpoolError};
 use super::state::BillingState;
 use crate::relay::meter::UsageRecord;
@@ -131,7 +131,7 @@ impl<L: Ledger> Desk<L> {
                 gathered.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(room));
             }
             let (reported, unreported): (Vec<_>, Vec<_>) =
-                gathered.drain(..).partition(|finished| finished.unreported.is_none());
+                gathered.drain(..).partition(|finished| matches!(finished.payment, Payment::Charged(_)));
             self.spool_batch(&mut number, reported, &observe, &spooled).await;
             // After the others: counting takes its time.
             self.spool_batch(&mut number, count(unreported).await, &observe, &spooled).await;
@@ -152,7 +152,7 @@ impl<L: Ledger> Desk<L> {
         *number += 1;
         batch.iter().for_each(|finished| observe(&finished.record));
         // Before they can be settled.
-        self.debts().charged(&batch);
+        self.charged(&batch);
         let records: Vec<_> = batch.iter().map(|finished| &finished.record).collect();
         let mut failures = 0;
         while let Err(error) = self.spool.append(*number, &records).await {
@@ -162,7 +162,12 @@ impl<L: Ledger> Desk<L> {
             tokio::time::sleep(self.retry_after(failures)).await;
         }
         self.state.set_spool_failing(false);
-        self.backlog().push(*number, batch.into_iter().map(|finished| finished.record).collect());
+        let kept = |finished: Finished| {
+            // Nobody may be waiting for it.
+            let _ = finished.receipt.send(());
+            finished.record
+        };
+        self.backlog().push(*number, batch.into_iter().map(kept).collect());
         self.report();
         spooled.send_replace(());
     }
@@ -252,6 +257,16 @@ impl<L: Ledger> Desk<L> {
         Ok(())
     }
 
+    /// Remembers which purses wait for those records.
+    fn charged(&self, batch: &[Finished]) {
+        let mut debts = self.debts();
+        for Finished { record, payment, .. } in batch {
+            if let Payment::Charged(charge) = payment {
+                debts.charged(record, charge);
+            }
+        }
+    }
+
     /// Tells how much waits.
     fn report(&self) {
         let (records, oldest_ms) = self.backlog().waiting();
@@ -273,19 +288,22 @@ impl<L: Ledger> Desk<L> {
 }
 
 /// Counts what nobody reported, on a thread where it holds nobody up, and charges it.
-async fn count(mut unreported: Vec<Finished>) -> Vec<Finished> {
-    for finished in &mut unreported {
-        let Some(passed) = finished.unreported.take() else { continue };
-        let record = &mut finished.record;
-        let reported = record.usage;
-        record.estimated = true;
-        match tokio::task::spawn_blocking(move || passed.count(reported)).await {
-            Ok((usage, cost)) => (record.usage, record.cost) = (usage, cost),
-            Err(error) => tracing::error!(%error, request_id = %record.request_id, "usage could not be counted"),
+async fn count(unreported: Vec<Finished>) -> Vec<Finished> {
+    let mut counted = Vec::with_capacity(unreported.len());
+    for mut finished in unreported {
+        if let Payment::Held(hold, passed) = finished.payment {
+            let record = &mut finished.record;
+            let reported = record.usage;
+            record.estimated = true;
+            match tokio::task::spawn_blocking(move || passed.count(reported)).await {
+                Ok((usage, cost)) => (record.usage, record.cost) = (usage, cost),
+                Err(error) => tracing::error!(%error, request_id = %record.request_id, "usage could not be counted"),
+            }
+            finished.payment = Payment::Charged(hold.settle(record.cost));
         }
-        finished.charge();
+        counted.push(finished);
     }
-    unreported
+    counted
 }
 
 /// Waits, but no longer than there may be news.

@@ -12,9 +12,11 @@ use super::body::{self, BodyLimits};
 use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
 use super::failed_logins::Failed;
 use super::{Shared, answer};
-use crate::relay::admit::{KeyLimits, check_credit};
+use crate::billing::{Opening, Ticket};
+use crate::relay::admit::{Hold, KeyLimits, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
 use crate::relay::dialect::openai::ChatRequest;
+use crate::relay::meter::NanoUsd;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Model, candidates};
 
@@ -211,10 +213,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     };
     let caller = caller.clone();
     let model = find_model(exchange, &caller, request.model())?;
-    check_credit(&caller.entry.account, &caller.entry.spending, caller.record.budget)?;
-    let slot = shared.recorder.reserve().ok_or_else(|| {
-        Refusal::new(Cause::BillingUnavailable, "Requests cannot be billed at the moment.").retry_after_ms(1000)
-    })?;
+    let ticket = ticket(shared, exchange, &caller, &model)?;
     let key_limits = limits_of(exchange, &caller.entry)?;
     let now_us = exchange.arrival.clock.now_us();
     let permit = match caller.entry.limiter.admit(&key_limits, reservation(&request, &model), now_us) {
@@ -231,7 +230,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     let tape = body::replace(session, shared.clock);
     shared.observe_overhead(read_us, exchange.arrival.clock.now_us());
     exchange.step = Step::Dispatched(Box::new(Dispatch {
-        admitted: Admitted { caller, model, permit, slot },
+        admitted: Admitted { caller, model, permit, ticket },
         request,
         tape,
         candidates,
@@ -245,6 +244,23 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         refused: None,
     }));
     Ok(Received::Dispatched)
+}
+
+/// Holds what the request may come to cost, and opens its record.
+fn ticket(shared: &Shared, exchange: &Exchange, caller: &Caller, model: &Model) -> Result<Ticket, Refusal> {
+    let entry = &caller.entry;
+    let hold = Hold::take(&entry.account, &entry.spending, caller.record.budget, NanoUsd(0), NanoUsd(0))?;
+    let opening = Opening {
+        request_id: exchange.arrival.request_id,
+        account_id: caller.record.account_id.clone(),
+        key_id: caller.record.key_id.clone(),
+        model: model.id.clone(),
+        started_at_ms: exchange.arrival.unix_ms,
+        hold,
+    };
+    shared.recorder.open(opening).ok_or_else(|| {
+        Refusal::new(Cause::BillingUnavailable, "Requests cannot be billed at the moment.").retry_after_ms(1000)
+    })
 }
 
 fn find_model(exchange: &Exchange, caller: &Caller, id: &str) -> Result<Arc<Model>, Refusal> {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::body::Tape;
 use super::clock::Clock;
 use super::{Shared, settle};
-use crate::billing::RecordSlot;
+use crate::billing::Ticket;
 use crate::config::Snapshot;
 use crate::relay::admit::{Permit, WindowView};
 use crate::relay::auth::{KeyEntry, KeyRecord};
@@ -74,7 +74,7 @@ pub(super) struct Admitted {
     pub(super) caller: Caller,
     pub(super) model: Arc<Model>,
     pub(super) permit: Permit,
-    pub(super) slot: RecordSlot,
+    pub(super) ticket: Ticket,
 }
 
 /// An admitted request on its way to an upstream.

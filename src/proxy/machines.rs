@@ -32,7 +32,7 @@ impl ServeHttp for AdminListener {
                 .flat_map(|mistakes| mistakes.iter())
                 .map(ToString::to_string)
                 .collect(),
-            billing_open: self.0.recorder.reserve().is_some(),
+            billing_open: self.0.recorder.is_open(),
             draining: self.0.draining.load(Ordering::Relaxed),
         };
         match admin::answer(session.req_header().uri.path(), &readiness) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::exchange::{Admitted, Answering, Caller, Dispatch, Exchange, Step};
 use super::time_text;
-use crate::billing::{Finished, Unreported};
+use crate::billing::Unreported;
 use crate::relay::dialect::Outcome;
 use crate::relay::meter::{Encoding, Usage, UsageRecord};
 use crate::relay::refusal::Refusal;
@@ -106,7 +106,7 @@ struct Used {
 }
 
 fn record(exchange: &Exchange, admitted: Admitted, used: Used) {
-    let Admitted { caller, model, mut permit, slot } = admitted;
+    let Admitted { caller, model, mut permit, ticket } = admitted;
     let status = status_of(exchange);
     count(exchange, &model.id, &used.provider, status, used.first_token_us);
     // Where nothing was reported the reservation stands: it is the best that is known inside of the minute.
@@ -128,8 +128,8 @@ fn record(exchange: &Exchange, admitted: Admitted, used: Used) {
         first_token_ms: used.first_token_us.map(|us| milliseconds(us.saturating_sub(exchange.arrival.at_us))),
         total_ms: milliseconds(exchange.elapsed_us()),
     };
-    let (account, spending) = (Arc::clone(&caller.entry.account), Arc::clone(&caller.entry.spending));
-    slot.record(Finished { record, unreported: used.unreported, account, spending });
+    // Nobody waits for the receipt: the answer's end has passed, or never will.
+    drop(ticket.finish(record, used.unreported));
 }
 
 fn status_of(exchange: &Exchange) -> u16 {

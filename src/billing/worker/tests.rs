@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::*;
 use crate::billing::backlog::HELD_RECORDS_MAX;
-use crate::billing::recorder::{Recorder, Unreported};
+use crate::billing::recorder::{Opening, Recorder, Ticket, Unreported};
 use crate::billing::spool::tests::{place, record};
 use crate::billing::{SpoolPlace, open};
-use crate::relay::admit::{Purse, Spending};
+use crate::relay::admit::{Hold, Purse, Spending};
 use crate::relay::auth::KeyDigest;
 use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, Rates, SampledText};
 use crate::store::{KeyTerms, NewKey};
@@ -109,13 +109,20 @@ impl Payer {
         Self { account, spending: Arc::new(Spending::new(NanoUsd(0), 0)) }
     }
 
-    fn finished(&self, record: UsageRecord, unreported: Option<Unreported>) -> Finished {
-        Finished { record, unreported, account: Arc::clone(&self.account), spending: Arc::clone(&self.spending) }
+    fn ticket(&self, recorder: &Recorder) -> Option<Ticket> {
+        recorder.open(Opening {
+            request_id: Uuid::nil(),
+            account_id: "acct_1".into(),
+            key_id: "key_1".into(),
+            model: "Pro/moonshotai/Kimi-K2.6".into(),
+            started_at_ms: 0,
+            hold: Hold::take(&self.account, &self.spending, None, NanoUsd(0), NanoUsd(0)).unwrap(),
+        })
     }
 
     fn record(&self, recorder: &Recorder, numbers: impl Iterator<Item = u128>) {
         for number in numbers {
-            recorder.reserve().unwrap().record(self.finished(record(number), None));
+            drop(self.ticket(recorder).unwrap().finish(record(number), None));
         }
     }
 }
@@ -150,7 +157,7 @@ async fn records_reach_the_ledger_once_and_purses_follow() {
     assert_eq!(payer.spending.spent(), NanoUsd(70_000));
     let state = recorder.state();
     assert_eq!((state.spooled(), state.delivered(), state.oldest_ms()), (0, 700, None));
-    assert!(recorder.reserve().is_none(), "the worker is gone");
+    assert!(!recorder.is_open(), "the worker is gone");
 }
 
 #[tokio::test]
@@ -223,10 +230,10 @@ async fn usage_that_nobody_reported_is_counted_priced_and_marked() {
     let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
     let payer = Payer::new();
     let bare = |number| UsageRecord { cost: NanoUsd(0), usage: Default::default(), ..record(number) };
-    recorder.reserve().unwrap().record(payer.finished(bare(1), Some(unreported())));
+    drop(payer.ticket(&recorder).unwrap().finish(bare(1), Some(unreported())));
     let prompt_known = UsageRecord { usage: record(2).usage, ..bare(2) };
     let only_output = Unreported { prompt: None, ..unreported() };
-    recorder.reserve().unwrap().record(payer.finished(prompt_known, Some(only_output)));
+    drop(payer.ticket(&recorder).unwrap().finish(prompt_known, Some(only_output)));
     assert_eq!(payer.account.available(), NanoUsd(BALANCE), "not known yet");
     let observed = Running::start(worker).stop().await;
     assert!(observed.iter().all(|record| record.estimated));
@@ -244,15 +251,15 @@ async fn the_worker_waits_for_slots_that_are_out() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = FakeLedger::default();
     let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
-    let (late, never) = (recorder.reserve().unwrap(), recorder.reserve().unwrap());
+    let (late, never) = (Payer::new().ticket(&recorder).unwrap(), Payer::new().ticket(&recorder).unwrap());
     let Running { shutdown, worker, .. } = Running::start(worker);
     shutdown.send(()).unwrap();
-    while recorder.reserve().is_some() {
+    while recorder.is_open() {
         tokio::task::yield_now().await;
     }
     assert!(!worker.is_finished());
     drop(never);
-    late.record(Payer::new().finished(record(1), None));
+    drop(late.finish(record(1), None));
     worker.await.unwrap();
     assert_eq!(ledger.total(), (1, 100));
 }
@@ -336,12 +343,12 @@ async fn a_full_spool_gives_no_slots() {
     let payer = Payer::new();
     payer.record(&recorder, 1..=800);
     let running = Running::start(worker);
-    while recorder.reserve().is_some() {
+    while recorder.is_open() {
         tokio::task::yield_now().await;
     }
     assert!(recorder.state().spool_full());
     ledger.books().fail_before = 0;
-    while recorder.reserve().is_none() {
+    while !recorder.is_open() {
         tokio::task::yield_now().await;
     }
     running.stop().await;
@@ -362,7 +369,7 @@ async fn the_real_ledger_enters_each_record_once() {
     for _ in 0..2 {
         let (recorder, worker) = open(&place(&folder), store.clone()).await.unwrap();
         for number in 1..=300 {
-            recorder.reserve().unwrap().record(payer.finished(of_key(number), None));
+            drop(payer.ticket(&recorder).unwrap().finish(of_key(number), None));
         }
         Running::start(worker).stop().await;
     }

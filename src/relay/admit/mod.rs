@@ -8,7 +8,7 @@ mod purse;
 mod window;
 
 pub use limiter::{KeyLimiter, KeyLimits, Permit, WindowView};
-pub use purse::{Purse, Spending, check_credit};
+pub use purse::{Charge, Hold, Purse, Spending, check_credit};
 pub use window::{WINDOW_SECONDS, Window};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -5,7 +5,7 @@
 //! ways (the poll of the store, the billing worker) and in any order: sequence numbers say which amount is the newer, and a cost
 //! leaves `pending` only with its own settlement. In between it may count twice, never not at all.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::lock;
 use crate::relay::meter::NanoUsd;
@@ -24,23 +24,30 @@ struct State {
     seq: i64,
     /// What ended requests cost that have not been settled.
     pending: NanoUsd,
+    /// What running requests may come to cost.
+    held: NanoUsd,
 }
 
 impl Purse {
     /// A purse with what the ledger says, up to its entry `seq`.
     pub fn new(committed: NanoUsd, seq: i64) -> Self {
-        Self { state: Mutex::new(State { committed, seq, pending: NanoUsd(0) }) }
+        Self { state: Mutex::new(State { committed, seq, pending: NanoUsd(0), held: NanoUsd(0) }) }
     }
 
-    /// What is left: the ledger's amount less what is pending.
+    /// What is left: the ledger's amount less what is pending and what running requests hold.
     pub fn available(&self) -> NanoUsd {
-        let state = lock(&self.state);
-        NanoUsd(state.committed.0.saturating_sub(state.pending.0))
+        lock(&self.state).available()
     }
 
-    /// Takes a request's cost, as soon as it is known.
-    pub fn charge(&self, cost: NanoUsd) {
+    /// What running requests hold.
+    pub fn held(&self) -> NanoUsd {
+        lock(&self.state).held
+    }
+
+    /// Ends a hold: a cost takes its place.
+    fn settle_hold(&self, held: NanoUsd, cost: NanoUsd) {
         let mut state = lock(&self.state);
+        state.held.0 = state.held.0.saturating_sub(held.0);
         state.pending.0 = state.pending.0.saturating_add(cost.0);
     }
 
@@ -58,6 +65,10 @@ impl Purse {
 }
 
 impl State {
+    fn available(&self) -> NanoUsd {
+        NanoUsd(self.committed.0.saturating_sub(self.pending.0).saturating_sub(self.held.0))
+    }
+
     fn take(&mut self, committed: NanoUsd, seq: i64) {
         if seq > self.seq {
             self.committed = committed;
@@ -81,11 +92,6 @@ impl Spending {
         negative(self.0.available())
     }
 
-    /// Adds a request's cost, as soon as it is known.
-    pub fn charge(&self, cost: NanoUsd) {
-        self.0.charge(cost);
-    }
-
     /// A cost charged before is in the ledger now, where the key has spent `spent` at the entry `seq`.
     pub fn settled(&self, cost: NanoUsd, spent: NanoUsd, seq: i64) {
         self.0.settled(cost, negative(spent), seq);
@@ -95,6 +101,80 @@ impl Spending {
     pub fn refresh(&self, spent: NanoUsd, seq: i64) {
         self.0.refresh(negative(spent), seq);
     }
+}
+
+/// What one running request may come to cost, held back from its account and from its key's budget. It ends once: settled, or
+/// released when it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    account: Arc<Purse>,
+    spending: Arc<Spending>,
+    amount: NanoUsd,
+}
+
+impl Hold {
+    /// Holds as much of `most` as is free, at least `least`, of the account and of what the budget leaves to the key.
+    ///
+    /// # Errors
+    /// [`Cause::InsufficientCredits`] where the account has less than `least`; [`Cause::BudgetExceeded`] where only the key has.
+    pub fn take(
+        account: &Arc<Purse>,
+        spending: &Arc<Spending>,
+        budget: Option<NanoUsd>,
+        least: NanoUsd,
+        most: NanoUsd,
+    ) -> Result<Self, Refusal> {
+        let mut purse = lock(&account.state);
+        let mut key = lock(&spending.0.state);
+        let free = purse.available();
+        if free <= NanoUsd(0) || free < least {
+            return Err(no_credit());
+        }
+        // What a key has spent is kept as a purse that began empty.
+        let left = budget.map_or(most, |budget| NanoUsd(budget.0.saturating_add(key.available().0)));
+        if budget.is_some() && (left <= NanoUsd(0) || left < least) {
+            return Err(no_budget());
+        }
+        let amount = most.min(free).min(left).max(least);
+        purse.held.0 = purse.held.0.saturating_add(amount.0);
+        key.held.0 = key.held.0.saturating_add(amount.0);
+        drop((purse, key));
+        Ok(Self { account: Arc::clone(account), spending: Arc::clone(spending), amount })
+    }
+
+    /// How much is held.
+    pub fn amount(&self) -> NanoUsd {
+        self.amount
+    }
+
+    /// Ends the hold: the request's cost, as soon as it is known, takes its place.
+    pub fn settle(mut self, cost: NanoUsd) -> Charge {
+        let held = std::mem::take(&mut self.amount);
+        self.account.settle_hold(held, cost);
+        self.spending.0.settle_hold(held, cost);
+        Charge { account: Arc::clone(&self.account), spending: Arc::clone(&self.spending), cost }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let held = std::mem::take(&mut self.amount);
+        if held != NanoUsd(0) {
+            self.account.settle_hold(held, NanoUsd(0));
+            self.spending.0.settle_hold(held, NanoUsd(0));
+        }
+    }
+}
+
+/// A cost that was charged and that the ledger does not have yet.
+#[derive(Debug)]
+pub struct Charge {
+    /// Who pays.
+    pub account: Arc<Purse>,
+    /// Whose budget it is.
+    pub spending: Arc<Spending>,
+    /// How much.
+    pub cost: NanoUsd,
 }
 
 fn negative(amount: NanoUsd) -> NanoUsd {
@@ -107,14 +187,20 @@ fn negative(amount: NanoUsd) -> NanoUsd {
 /// [`Cause::InsufficientCredits`], or [`Cause::BudgetExceeded`] where it is only the key's own budget that is used up.
 pub fn check_credit(account: &Purse, spending: &Spending, budget: Option<NanoUsd>) -> Result<(), Refusal> {
     if account.available() <= NanoUsd(0) {
-        let message = "The account's credit is used up. Add credit to go on.";
-        return Err(Refusal::new(Cause::InsufficientCredits, message));
+        return Err(no_credit());
     }
     if budget.is_some_and(|budget| spending.spent() >= budget) {
-        let message = "This key has spent its budget. Use another key, or raise its budget.";
-        return Err(Refusal::new(Cause::BudgetExceeded, message));
+        return Err(no_budget());
     }
     Ok(())
+}
+
+fn no_credit() -> Refusal {
+    Refusal::new(Cause::InsufficientCredits, "The account's credit is used up. Add credit to go on.")
+}
+
+fn no_budget() -> Refusal {
+    Refusal::new(Cause::BudgetExceeded, "This key has spent its budget. Use another key, or raise its budget.")
 }
 
 #[cfg(test)]
@@ -125,6 +211,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    impl Purse {
+        /// A cost that nothing was held for.
+        pub(in crate::relay) fn charge(&self, cost: NanoUsd) {
+            self.settle_hold(NanoUsd(0), cost);
+        }
+    }
+
+    impl Spending {
+        /// A cost that nothing was held for.
+        pub(in crate::relay) fn charge(&self, cost: NanoUsd) {
+            self.0.charge(cost);
+        }
+    }
 
     #[test]
     fn a_cost_counts_at_once_and_once() {
