@@ -129,7 +129,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     ];
 
     let pingora_ended = run_pingora(&shared, &snapshot.listen)?;
-    wait_until_listening(&snapshot.listen);
+    wait_until_listening(&shared, &snapshot.listen);
     started();
     wait_for_the_end(&shared, &pingora_ended);
 
@@ -217,13 +217,17 @@ fn addresses(listen: &config::Listen) -> impl Iterator<Item = (&'static str, Soc
 }
 
 /// Pingora opens its listeners in its own time; nobody is to be told of them before.
-fn wait_until_listening(listen: &config::Listen) {
+fn wait_until_listening(shared: &Shared, listen: &config::Listen) {
     let patience = Instant::now() + LISTENING_WITHIN;
     for (name, mut address) in addresses(listen) {
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
         }
         while TcpStream::connect_timeout(&address, LOOK_EVERY).is_err() {
+            // Told to end in its first moment, the process has closed what it had opened.
+            if shared.draining.load(Ordering::Acquire) {
+                return;
+            }
             if Instant::now() > patience {
                 tracing::error!(%name, %address, "the listener did not open");
                 return;
