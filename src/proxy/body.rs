@@ -24,6 +24,7 @@ use pingora_proxy::Session;
 use tokio::time::{Instant, Sleep, timeout};
 
 use super::clock::Clock;
+use super::idempotency::Claim;
 use crate::relay::refusal::{Cause, Refusal};
 
 /// The upstream took longer than its provider's row allows.
@@ -125,6 +126,8 @@ pub(super) struct Tape {
     holding: AtomicBool,
     /// What the client gets in place of the answer that is held back.
     substitute: Mutex<Option<Substitute>>,
+    /// The claim that is settled before the answer's last bytes are written.
+    claim: Mutex<Option<Box<Claim>>>,
     /// Where the real session returns to when the one in its place is dropped.
     real: Mutex<Option<Box<ServerSession>>>,
 }
@@ -156,6 +159,16 @@ impl Tape {
         *self.substitute.lock().unwrap_or_else(PoisonError::into_inner) = Some(substitute);
     }
 
+    /// Has a claim settled before what is written next, which is the end.
+    pub(super) fn settle_claim_at_end(&self, claim: Box<Claim>) {
+        *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim);
+    }
+
+    /// The claim that is still to be settled.
+    pub(super) fn take_claim(&self) -> Option<Box<Claim>> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// This try's body.
     pub(super) fn body(&self) -> Bytes {
         self.body.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -177,6 +190,7 @@ pub(super) fn replace(session: &mut Session, clock: Clock) -> Arc<Tape> {
         deadline_us: AtomicU64::new(NOT_DUE_US),
         holding: AtomicBool::new(false),
         substitute: Mutex::new(None),
+        claim: Mutex::new(None),
         real: Mutex::new(None),
     });
     let real = std::mem::replace(&mut session.downstream_session, nothing());
@@ -302,6 +316,9 @@ impl CustomSession for Replay {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        if let Some(claim) = self.tape.take_claim() {
+            claim.settle().await;
+        }
         if !self.tape.holding.load(Ordering::Relaxed) {
             let is_empty =
                 matches!(tasks.first(), Some(HttpTask::Header(head, true)) if !head.status.is_informational());

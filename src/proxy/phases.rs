@@ -17,6 +17,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use super::admission::{self, Received};
 use super::body::{self, Tape, UPSTREAM_OVERDUE};
 use super::exchange::{Exchange, Refused, Step};
+use super::idempotency::Claim;
 use super::listeners::HadRequest;
 use super::passing::{joined, told};
 use super::{Shared, answer, clock, upstream};
@@ -270,7 +271,9 @@ impl ProxyHttp for Relay {
         let cause = answer::cause_of(&told);
         tracing::warn!(request_id = %exchange.arrival.request_id, code = cause.code(), reason = %error, "a request failed");
         self.shared.metrics.refused(cause);
+        let mut claim = exchange.take_claim();
         if !began {
+            settle(claim).await;
             session.set_keepalive(None);
             let _ = answer::tell(session, exchange, &told).await;
         } else if let (Step::Answering(answering), ProviderError::Provider(refusal)) = (&mut exchange.step, &told) {
@@ -279,6 +282,10 @@ impl ProxyHttp for Relay {
             if answering.is_stream {
                 let ended = answering.answer.end();
                 answering.outcome = Some(ended.outcome);
+                if let Some(claim) = &mut claim {
+                    claim.ended(ended.outcome, &ended.append);
+                }
+                settle(claim).await;
                 let last = match ended.outcome {
                     Outcome::Complete | Outcome::Errored => ended.append,
                     Outcome::Truncated => joined(ended.append, &error_event(refusal)),
@@ -314,6 +321,13 @@ impl Relay {
         let most = exchange.arrival.snapshot.limits.requests_in_flight_max;
         (self.shared.requests_in_flight.count() > usize::try_from(most).unwrap_or(usize::MAX))
             .then(|| Refusal::new(Cause::Overloaded, "The relay has as much to do as it can.").retry_after_ms(1000))
+    }
+}
+
+/// Settles a claim before the client is told of the end.
+async fn settle(claim: Option<Box<Claim>>) {
+    if let Some(claim) = claim {
+        claim.settle().await;
     }
 }
 

@@ -27,6 +27,7 @@ use super::certificates::Certificates;
 use super::clock::Clock;
 use super::demo::Demo;
 use super::failed_logins::FailedLogins;
+use super::idempotency::Idempotency;
 use super::in_flight::InFlight;
 use super::keyring::Keyring;
 use super::listeners::HeadDeadline;
@@ -102,11 +103,14 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         .block_on(Keyring::open(store.clone()))
         .map_err(|error| ServeError::Billing(format!("the store cannot be read: {error}")))?;
     let keyring = Arc::new(keyring);
+    let clock = Clock::start();
+    let (idempotency, desk) = Idempotency::new(store.clone(), clock);
     let shared = Arc::new(Shared {
-        clock: Clock::start(),
+        clock,
         live: Arc::clone(&live),
         keyring: Arc::clone(&keyring),
         recorder,
+        idempotency,
         metrics: Arc::clone(&metrics),
         access_log,
         resolver: Resolver::new(),
@@ -117,11 +121,10 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         draining: AtomicBool::new(false),
     });
 
-    let (end_billing, billing_ended) = oneshot::channel();
-    let told = async move {
-        let _ = billing_ended.await;
-    };
+    let (end_billing, told) = ending();
     let billing_done = runtime.spawn(worker.run(told, observer(&metrics, &shared.access_log)));
+    let (end_desk, told) = ending();
+    let desk_done = runtime.spawn(desk.run(told));
     let background = [
         runtime.spawn(async move { keyring.follow().await }),
         runtime.spawn(config::watch(live, reloaded(Arc::clone(&metrics)))),
@@ -136,9 +139,22 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     for task in background {
         task.abort();
     }
+    let _ = end_desk.send(());
+    if runtime.block_on(desk_done).is_err() {
+        tracing::error!("claims on Idempotency-Keys were not settled; they end by themselves");
+    }
     flush(runtime.handle(), end_billing, billing_done);
     log_writer.end();
     Ok(())
+}
+
+/// A word that tells work to end once the requests have, and what it is heard by.
+fn ending() -> (oneshot::Sender<()>, impl Future<Output = ()>) {
+    let (end, ended) = oneshot::channel();
+    let told = async move {
+        let _ = ended.await;
+    };
+    (end, told)
 }
 
 /// What becomes of a record once billing has priced it: the metrics of what was used, and its line.

@@ -65,7 +65,7 @@ fn settle_failed(exchange: &Exchange, dispatch: Dispatch) {
 
 /// An upstream answered, wholly or in part. What it reported counts; where it reported nothing, what passed.
 fn settle_answered(exchange: &Exchange, answering: Answering) {
-    let Answering { admitted, target, prompt, mut answer, is_stream, outcome, first_token_us, .. } = answering;
+    let Answering { mut admitted, target, prompt, mut answer, is_stream, outcome, first_token_us, .. } = answering;
     if is_stream {
         exchange.shared.metrics.streams_active.dec();
     }
@@ -73,7 +73,13 @@ fn settle_answered(exchange: &Exchange, answering: Answering) {
     let told = exchange.status < 400;
     let reported = answer.usage().filter(|_| told);
     // Where the transport ended before its last piece was seen, the answer knows whether it was whole.
-    let outcome = outcome.unwrap_or_else(|| answer.end().outcome);
+    let outcome = outcome.unwrap_or_else(|| {
+        let ended = answer.end();
+        if let Some(claim) = admitted.claim.as_mut().filter(|_| told) {
+            claim.ended(ended.outcome, &ended.append);
+        }
+        ended.outcome
+    });
     // Some report the prompt first and the answer last: of an answer that broke off, its own tokens are counted.
     let output_is_missing = !answer.output_is_reported()
         || (outcome != Outcome::Complete && reported.is_some_and(|usage| usage.output == 0));
@@ -106,7 +112,7 @@ struct Used {
 }
 
 fn record(exchange: &Exchange, admitted: Admitted, used: Used) {
-    let Admitted { caller, model, mut permit, slot } = admitted;
+    let Admitted { caller, model, mut permit, slot, .. } = admitted;
     let status = status_of(exchange);
     count(exchange, &model.id, &used.provider, status, used.first_token_us);
     // Where nothing was reported the reservation stands: it is the best that is known inside of the minute.

@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import unittest
+import uuid
 
 import openai
 
@@ -97,6 +98,24 @@ class Chat(unittest.TestCase):
             calls = stream.get_final_completion().choices[0].message.tool_calls
         self.assertEqual([call.function.name for call in calls], ["get_weather", "get_time"])
         self.assertEqual([json.loads(call.function.arguments) for call in calls], [{"city": "Malmö"}] * 2)
+
+    def test_idempotency_key(self):
+        create = client().chat.completions.with_raw_response.create
+        header = {"Idempotency-Key": str(uuid.uuid4())}
+        first, again = (create(model=MODEL, messages=say("Hi"), extra_headers=header) for _ in range(2))
+        self.assertIsNone(first.headers.get("idempotent-replayed"))
+        self.assertEqual(again.headers["idempotent-replayed"], "true")
+        self.assertEqual((again.text, again.parse().choices[0].message.content), (first.text, TEXT))
+        self.assertNotEqual(again.headers["x-request-id"], first.headers["x-request-id"])
+        with self.assertRaises(openai.BadRequestError) as caught:
+            create(model=MODEL, messages=say("Hello"), extra_headers=header)
+        self.assertEqual(caught.exception.code, "idempotency_key_reused")
+
+    def test_idempotency_key_of_a_stream(self):
+        header = {"Idempotency-Key": str(uuid.uuid4())}
+        for _ in range(2):
+            chunks = list(client().chat.completions.create(model=MODEL, messages=say("Hi"), stream=True, extra_headers=header))
+            self.assertEqual("".join(chunk.choices[0].delta.content or "" for chunk in chunks), TEXT)
 
     def test_image_as_data_uri(self):
         for size in (100, 3_000_000):
