@@ -23,7 +23,7 @@ mod ledger;
 mod open;
 mod usage;
 
-pub use account::{Account, Credit};
+pub use account::{Account, Credit, CreditKind};
 pub use audit::{Difference, DifferenceKind};
 pub use change::{Balance, Balances, Changes};
 pub use error::StoreError;
