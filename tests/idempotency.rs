@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection as _};
 use support::setup::MODEL;
+use support::tls::Authority;
 use support::upstream::{finish, usage, word};
-use support::{Answer, Connection, Gate, Received, Relay, Request, Response, Setup, Upstream, until};
+use support::upstream_h2::{UpstreamH2, politely};
+use support::{Answer, Connection, Gate, Received, Relay, Request, Response, Setup, Upstream, h2c, until};
 
 /// "Hello there": 9 tokens in for 1,000 nano-USD each, 2 out for 2,000.
 const COST: i64 = 13_000;
@@ -131,6 +133,28 @@ fn a_translated_answer_is_replayed_as_it_was_translated() {
     assert_eq!(served.json()["choices"][0]["message"]["content"], "Hello");
     assert_replayed(&ask(&relay, "k", &hello()), &served);
     assert_eq!(upstream.count(), 1);
+}
+
+#[test]
+fn over_http_2_on_either_side_it_is_the_same() {
+    let authority = Authority::new("trusted");
+    let upstream = UpstreamH2::start(&authority.certify("localhost"), politely);
+    let setup = Setup::bare().provider("upstream", &upstream.base_url()).listen("h2c = true");
+    let relay = setup.file("roots.pem", &authority.pem()).env("SSL_CERT_FILE", "roots.pem").start();
+    for (count, body) in [streamed(), hello()].iter().enumerate() {
+        let request = request(&relay, &format!("key-{count}"), body);
+        let served = h2c::send(&request, relay.http);
+        assert_served(&served);
+        // A whole answer is over for the client with its last byte, which may be before the upstream's end is seen.
+        let again = until("the answer to be kept", || {
+            let again = h2c::send(&request, relay.http);
+            assert!(again.status == 200 || (again.status == 409 && count == 1), "{}", again.text());
+            Some(again).filter(|again| again.status == 200)
+        });
+        assert_replayed(&again, &served);
+        assert_replayed(&request.send(relay.http), &served);
+    }
+    assert_eq!(upstream.asked().len(), 2);
 }
 
 #[test]
