@@ -9,3 +9,4 @@ pub mod meter;
 pub mod refusal;
 pub mod route;
 pub mod sse;
+pub mod webhook;
