@@ -102,6 +102,19 @@ async fn half_a_batch_is_completed_wherever_the_crash_tore_it() {
 }
 
 #[tokio::test]
+async fn half_a_batch_is_completed_where_it_is() {
+    let place = Place::new();
+    let rotation = Rotation { bytes_max: 1, files_max: None };
+    place.open(rotation).await.deliver(&records(0..2)).await.unwrap();
+    let file = OpenOptions::new().append(true).open(place.path()).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    place.now.fetch_add(86_400_000, Ordering::Relaxed);
+    place.open(rotation).await.deliver(&records(0..2)).await.unwrap();
+    assert_eq!(place.names(), ["usage.ndjson"], "a crash now finds all of the batch in one place");
+    assert_eq!(place.written(), ids(&records(0..2)));
+}
+
+#[tokio::test]
 async fn full_files_make_room_and_the_oldest_go() {
     let place = Place::new();
     let line_bytes = serde_json::to_string(&UsageDocument::from(&records(0..1)[0])).unwrap().len() as u64 + 1;
