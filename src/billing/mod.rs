@@ -15,6 +15,8 @@ mod backlog;
 mod batch;
 mod debts;
 mod recorder;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the spool feeds it next"))]
+mod sink;
 mod spool;
 mod state;
 mod worker;
@@ -26,6 +28,7 @@ use tokio::sync::mpsc;
 
 use backlog::Backlog;
 pub use recorder::{NotKept, Opening, Progress, RECORDS_MAX, Receipt, Recorder, Ticket, Unreported};
+pub use sink::{SinkOpenError, SinkPlace, SinkState, SinkTarget};
 pub use spool::SpoolError;
 pub use state::BillingState;
 pub use worker::{Ledger, Worker};

@@ -1,6 +1,9 @@
 //! How billing is doing, for admission, readiness and metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use super::sink::SinkState;
 
 /// How billing is doing. Written by the worker, read by anyone.
 #[derive(Debug, Default)]
@@ -13,9 +16,15 @@ pub struct BillingState {
     ledger_failing: AtomicBool,
     delivered: AtomicU64,
     deliveries_failed: AtomicU64,
+    sinks: Vec<Arc<SinkState>>,
 }
 
 impl BillingState {
+    /// Of a relay with these sinks besides the ledger.
+    pub fn with_sinks(sinks: Vec<Arc<SinkState>>) -> Self {
+        Self { sinks, ..Self::default() }
+    }
+
     /// Whether finished requests can be kept: the spool is neither full nor failing.
     pub fn can_record(&self) -> bool {
         !self.spool_full() && !self.spool_failing.load(Ordering::Relaxed)
@@ -49,6 +58,11 @@ impl BillingState {
     /// Times that the ledger did not take a batch.
     pub fn deliveries_failed(&self) -> u64 {
         self.deliveries_failed.load(Ordering::Relaxed)
+    }
+
+    /// How the sinks besides the ledger are doing.
+    pub fn sinks(&self) -> &[Arc<SinkState>] {
+        &self.sinks
     }
 
     pub(super) fn set_spooled(&self, records: u64, oldest_ms: Option<i64>) {

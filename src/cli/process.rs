@@ -10,7 +10,8 @@ use crate::store::Store;
 const LOGGED: &str = "info,sqlx=warn";
 /// What is never logged, whatever `RUST_LOG` says: these show heads and bodies as they pass, and so credentials and prompts.
 /// What becomes of requests is logged where it is decided.
-const KEPT_QUIET: [&str; 4] = ["pingora_core=warn", "pingora_proxy=error", "h2=warn", "rustls=warn"];
+const KEPT_QUIET: [&str; 6] =
+    ["pingora_core=warn", "pingora_proxy=error", "h2=warn", "rustls=warn", "ureq=warn", "ureq_proto=warn"];
 
 /// Diagnostics go to stderr.
 pub(super) fn log_to_stderr() {

@@ -9,7 +9,7 @@ use super::output::{self, Column, Table};
 use super::store::with_store;
 use super::value::{self, rfc3339};
 use super::{Common, Failure, Outcome};
-use crate::relay::meter::{self, UsageRecord};
+use crate::relay::meter::{self, TokensDocument, UsageDocument, UsageRecord};
 use crate::store::{self, Store, UsageFilter, UsagePosition, UsageTotal};
 
 /// How many requests are read and printed at a time, so that memory does not grow with the bill.
@@ -91,7 +91,7 @@ async fn requests_as_json(store: &Store, filter: &UsageFilter) -> Result<(), Fai
     let mut opening = '[';
     while let Some(page) = pages.next().await? {
         for record in &page {
-            output::line(&format!("{opening}{}", serde_json::to_string(&RequestDocument::from(record))?));
+            output::line(&format!("{opening}{}", serde_json::to_string(&UsageDocument::from(record))?));
             opening = ',';
         }
     }
@@ -164,68 +164,6 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// A request in JSON.
-#[derive(Serialize)]
-struct RequestDocument<'a> {
-    request_id: String,
-    account_id: &'a str,
-    key_id: &'a str,
-    model: &'a str,
-    provider: &'a str,
-    status: u16,
-    #[serde(flatten)]
-    tokens: Tokens,
-    cost_nano_usd: i64,
-    estimated: bool,
-    interrupted: bool,
-    started_at: String,
-    first_token_ms: Option<i64>,
-    total_ms: i64,
-}
-
-#[derive(Serialize)]
-struct Tokens {
-    input_tokens: u64,
-    cache_read_tokens: u64,
-    cache_write_5m_tokens: u64,
-    cache_write_1h_tokens: u64,
-    output_tokens: u64,
-    reasoning_tokens: u64,
-}
-
-impl From<&meter::Usage> for Tokens {
-    fn from(usage: &meter::Usage) -> Self {
-        Self {
-            input_tokens: usage.input,
-            cache_read_tokens: usage.cache_read,
-            cache_write_5m_tokens: usage.cache_write_5m,
-            cache_write_1h_tokens: usage.cache_write_1h,
-            output_tokens: usage.output,
-            reasoning_tokens: usage.reasoning,
-        }
-    }
-}
-
-impl<'a> From<&'a UsageRecord> for RequestDocument<'a> {
-    fn from(record: &'a UsageRecord) -> Self {
-        Self {
-            request_id: record.request_id.to_string(),
-            account_id: &record.account_id,
-            key_id: &record.key_id,
-            model: &record.model,
-            provider: &record.provider,
-            status: record.status,
-            tokens: Tokens::from(&record.usage),
-            cost_nano_usd: record.cost.0,
-            estimated: record.estimated,
-            interrupted: record.interrupted,
-            started_at: rfc3339(record.started_at_ms),
-            first_token_ms: record.first_token_ms,
-            total_ms: record.total_ms,
-        }
-    }
-}
-
 /// A sum in JSON, of which one of the first four says what it is of.
 #[derive(Serialize)]
 struct TotalDocument<'a> {
@@ -239,7 +177,7 @@ struct TotalDocument<'a> {
     day: Option<&'a str>,
     requests: u64,
     #[serde(flatten)]
-    tokens: Tokens,
+    tokens: TokensDocument,
     cost_nano_usd: i64,
 }
 
@@ -252,7 +190,7 @@ impl<'a> TotalDocument<'a> {
             key_id: group.filter(|_| matches!(by, By::Key)),
             day: group.filter(|_| matches!(by, By::Day)),
             requests: total.requests,
-            tokens: Tokens::from(&total.usage),
+            tokens: TokensDocument::from(&total.usage),
             cost_nano_usd: total.cost.0,
         }
     }

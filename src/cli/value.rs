@@ -8,6 +8,7 @@ use time::macros::{format_description, time};
 use time::{Date, OffsetDateTime};
 
 use super::store::now_ms;
+pub(super) use crate::relay::meter::rfc3339;
 use crate::relay::meter::{NanoUsd, parse_nano_usd};
 
 const NAME_CHARACTERS_MAX: usize = 200;
@@ -85,15 +86,6 @@ fn duration_ms(text: &str) -> Option<i64> {
 
 fn to_unix_ms(time: OffsetDateTime) -> Option<i64> {
     i64::try_from(time.unix_timestamp_nanos().div_euclid(1_000_000)).ok()
-}
-
-/// RFC 3339 in UTC, to the millisecond.
-pub(super) fn rfc3339(unix_ms: i64) -> String {
-    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
-        .ok()
-        .and_then(|time| time.format(format).ok())
-        .unwrap_or_else(|| unix_ms.to_string())
 }
 
 #[cfg(test)]

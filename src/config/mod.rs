@@ -24,6 +24,7 @@ mod resolve;
 mod rules;
 mod secret;
 mod settings;
+mod sink;
 mod snapshot;
 
 use std::cell::RefCell;
@@ -37,7 +38,7 @@ use reader::Reading;
 
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
-pub use snapshot::{BillingConfig, Durability, Https, Limits, Listen, Snapshot, StoreConfig};
+pub use snapshot::{BillingConfig, Durability, Https, Limits, Listen, SinkConfig, SinkTarget, Snapshot, StoreConfig};
 
 /// Which of the providers that are written down must be usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +117,11 @@ fn check_across_tables(draft: &Draft, path: &Path, mistakes: &Mistakes) {
         && store_path == Some(&billing.spool)
     {
         mistakes.report(place, "billing.spool: is the store's own file; give the spool another");
+    }
+    if let (Some(place), Some(billing), Some(store_path)) = (draft.billing.place(), billing, store_path)
+        && billing.sinks.iter().any(|sink| sink.path() == Some(store_path))
+    {
+        mistakes.report(place, "billing.sink: one of them is the store's own file; give it another path");
     }
 }
 

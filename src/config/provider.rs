@@ -115,7 +115,8 @@ fn endpoint(value: &Value<'_>) -> Option<Endpoint> {
     address(text).map_or_else(|why| value.refuse(why), |address| Some(Endpoint::Network(address)))
 }
 
-fn address(text: &str) -> Result<Address, &'static str> {
+/// Takes a URL without a query apart.
+pub(super) fn address(text: &str) -> Result<Address, &'static str> {
     const FORM: &str = "is not a URL; write one such as \"https://api.openai.com/v1\"";
     if text.contains('@') {
         return Err("holds a user or password; remove it and use credentials");

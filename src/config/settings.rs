@@ -1,9 +1,10 @@
-//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default. `[shared]` and `[[billing.sink]]`
-//! are known and refused: the relay has no place for them yet, and settings that do nothing are promises not kept.
+//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default. `[shared]` is known and refused: the
+//! relay has no place for it yet, and settings that do nothing are promises not kept.
 
 use std::time::Duration;
 
 use super::reader::{Table, Value};
+use super::sink;
 use super::snapshot::{BillingConfig, Durability, Limits, StoreConfig};
 
 /// The longest time limit that is believed, in seconds; more is a slip of the unit.
@@ -56,7 +57,10 @@ pub(super) fn billing(value: &Value<'_>) -> Option<BillingConfig> {
         currency.report("prices and balances are in USD; write \"USD\", or remove the line");
     }
     if let Some(sinks) = table.optional("sink") {
-        sinks.report("sinks besides the ledger are not built yet; remove [[billing.sink]]");
+        billing.sinks = sink::read_all(&sinks);
+        if billing.sinks.iter().any(|sink| sink.path() == Some(&billing.spool)) {
+            sinks.report("one of them is the spool's own file; give it another path");
+        }
     }
     table.finish();
     Some(billing)
@@ -159,8 +163,16 @@ mod tests {
     }
 
     #[test]
+    fn sinks_are_a_part_of_billing() {
+        let toml = "[it]\nspool = 's'\n[[it.sink]]\nkind = 'file'\npath = 'a'";
+        let (found, told) = read(toml, billing);
+        assert_eq!((found.unwrap().sinks.len(), told.as_str()), (1, ""));
+        let (_, told) = read(&toml.replace("'a'", "'s'"), billing);
+        assert!(told.starts_with("test.toml:3: it.sink: one of them is the spool's own file; "), "{told}");
+    }
+
+    #[test]
     fn what_is_not_built_is_refused() {
-        assert!(read("[[it.sink]]\nkind = 'file'", billing).1.contains("not built yet"));
         assert!(read("it = { currency = 'EUR' }", billing).1.contains("USD"));
         assert!(read("it = { durability = 'none' }", billing).1.contains("\"power\""));
     }

@@ -1,13 +1,14 @@
 //! One configuration, checked and immutable. A request keeps the snapshot that it began with.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::sign::CertifiedKey;
 
-use crate::relay::route::Catalogue;
+use crate::relay::route::{Catalogue, Secret};
+use crate::relay::webhook::SigningKey;
 
 /// A whole configuration.
 #[derive(Debug)]
@@ -106,6 +107,8 @@ pub struct BillingConfig {
     pub durability: Durability,
     /// How long an answer is read on after its client has left.
     pub drain_max: Duration,
+    /// Where finished requests are delivered besides the ledger. Their names differ, and so do their files.
+    pub sinks: Vec<SinkConfig>,
 }
 
 impl Default for BillingConfig {
@@ -115,6 +118,7 @@ impl Default for BillingConfig {
             spool_bytes_max: 1 << 30,
             durability: Durability::Process,
             drain_max: Duration::ZERO,
+            sinks: Vec::new(),
         }
     }
 }
@@ -126,6 +130,50 @@ pub enum Durability {
     Process,
     /// The machine's, too: on disk before the answer's last byte leaves.
     Power,
+}
+
+/// `[[billing.sink]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkConfig {
+    /// What metrics, the log and the spool know it by.
+    pub name: Box<str>,
+    /// Where it leads.
+    pub target: SinkTarget,
+}
+
+impl SinkConfig {
+    /// The file that it writes, where it is one that does.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match &self.target {
+            SinkTarget::File { path, .. } => Some(path),
+            SinkTarget::Webhook { .. } => None,
+        }
+    }
+}
+
+/// Where a sink leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SinkTarget {
+    /// `kind = "webhook"`: batches of CloudEvents, posted.
+    Webhook {
+        /// `http://` or `https://`, with a host and without user and password.
+        url: Box<str>,
+        /// What its requests are signed with.
+        key: SigningKey,
+        /// A bearer token that the receiver asks for besides.
+        authorization: Option<Secret>,
+        /// The events' `source`.
+        source: Box<str>,
+    },
+    /// `kind = "file"`: a JSON object a line.
+    File {
+        /// Where; a relative path is relative to the working directory.
+        path: PathBuf,
+        /// At what size a new file is begun.
+        bytes_max: u64,
+        /// How many full files are kept; 0 keeps all.
+        files_max: u32,
+    },
 }
 
 /// `[limits]`.

@@ -103,6 +103,37 @@ fn the_examples_of_other_providers_are_good_once_uncommented() {
 }
 
 #[test]
+fn the_examples_of_sinks_are_good_once_uncommented() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/tollgate.toml");
+    let text = std::fs::read_to_string(shipped).unwrap();
+    let (_, examples) = text.split_once("# [[billing.sink]]\n").unwrap();
+    let (examples, _) = examples.split_once("\n\n[limits]").unwrap();
+    let is_toml =
+        |line: &&str| line.starts_with("[[") || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+    let lines = examples.lines().map(|line| line.trim_start_matches("# ")).filter(is_toml);
+    let file = format!("{LISTEN}[[billing.sink]]\n{}", lines.collect::<Vec<_>>().join("\n"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tollgate.toml");
+    std::fs::write(&path, file).unwrap();
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let loaded = super::read(&path, Providers::All, &|_| Some(secret.into()));
+    let sinks = loaded.unwrap_or_else(|refused| panic!("{}", mistakes_of(&refused.mistakes))).snapshot.billing.sinks;
+    assert_eq!(sinks.iter().map(|sink| &*sink.name).collect::<Vec<_>>(), ["openmeter", "file"]);
+    let SinkTarget::Webhook { authorization: Some(_), source, .. } = &sinks[0].target else { panic!("{sinks:?}") };
+    assert_eq!(&**source, "tollgate", "what is commented out is the default");
+    let default = SinkTarget::File { path: "data/usage.ndjson".into(), bytes_max: 64 << 20, files_max: 0 };
+    assert_eq!(sinks[1].target, default);
+}
+
+#[test]
+fn a_sink_does_not_write_to_the_store() {
+    let text =
+        format!("{LISTEN}[store]\nurl = 'sqlite://data/a.db'\n[[billing.sink]]\nkind = 'file'\npath = 'data/a.db'\n");
+    let told = read_one(&text, Providers::All).unwrap_err();
+    assert!(told.contains("tollgate.toml:5: billing.sink: one of them is the store's own file; "), "{told}");
+}
+
+#[test]
 fn a_whole_configuration_becomes_a_snapshot() {
     let text = "\
 include = ['more.toml']

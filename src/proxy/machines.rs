@@ -10,8 +10,9 @@ use pingora::protocols::http::ServerSession;
 
 use super::Shared;
 use crate::admin::{self, Readiness};
+use crate::billing::SinkState;
 use crate::relay::refusal::{Cause, Refusal};
-use crate::telemetry::Observed;
+use crate::telemetry::{Observed, ObservedSink};
 
 /// `listen.admin`.
 pub(super) struct AdminListener(pub(super) Arc<Shared>);
@@ -71,7 +72,20 @@ impl Shared {
             delivery_failures: billing.deliveries_failed(),
             spool_events: billing.spooled(),
             spool_oldest_seconds: billing.oldest_ms().map_or(0, |at| self.seconds_since(at)),
+            sinks: billing.sinks().iter().map(|sink| self.observed_sink(sink)).collect(),
             access_lines_dropped: self.access_log.dropped(),
+        }
+    }
+
+    fn observed_sink(&self, sink: &SinkState) -> ObservedSink {
+        ObservedSink {
+            name: sink.name().into(),
+            delivered: sink.delivered(),
+            failures: sink.failed(),
+            refusals: sink.refused(),
+            parked: sink.parked(),
+            lag_events: sink.waiting(),
+            oldest_seconds: sink.oldest_ms().map_or(0, |at| self.seconds_since(at)),
         }
     }
 }

@@ -96,6 +96,9 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
     let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
 
+    if let Some(sink) = snapshot.billing.sinks.first() {
+        return Err(ServeError::Billing(format!("the sink {} is not fed yet; remove [[billing.sink]]", sink.name)));
+    }
     let (recorder, worker) = runtime
         .block_on(billing::open(&spool_place(&snapshot.billing), store.clone()))
         .map_err(|error| ServeError::Billing(error.to_string()))?;

@@ -10,3 +10,4 @@ pub mod meter;
 pub mod refusal;
 pub mod route;
 pub mod sse;
+pub mod webhook;

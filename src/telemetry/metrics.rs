@@ -37,8 +37,14 @@ pub struct Metrics {
     pub spool_events: IntGauge,
     /// `tollgate_spool_oldest_seconds`
     pub spool_oldest_seconds: IntGauge,
-    /// `tollgate_sink_delivered_total{sink,outcome}`
+    /// `tollgate_sink_delivered_total{sink,outcome}`: records that went through, and deliveries that did not.
     pub sink_delivered: IntCounterVec,
+    /// `tollgate_sink_parked{sink}`
+    pub sink_parked: IntGaugeVec,
+    /// `tollgate_sink_lag_events{sink}`
+    pub sink_lag_events: IntGaugeVec,
+    /// `tollgate_sink_oldest_seconds{sink}`
+    pub sink_oldest_seconds: IntGaugeVec,
     /// `tollgate_ledger_drift_nano_usd`: what the last audit found.
     pub ledger_drift: IntGauge,
     /// `tollgate_config_reloads_total{outcome}`
@@ -47,8 +53,8 @@ pub struct Metrics {
     pub access_lines_dropped: IntCounter,
 }
 
-/// What is counted elsewhere and read at each scrape. All are totals since the start but for the spool's.
-#[derive(Debug, Default, Clone, Copy)]
+/// What is counted elsewhere and read at each scrape. All are totals since the start but for what waits.
+#[derive(Debug, Default, Clone)]
 pub struct Observed {
     /// Look-ups that the cache answered.
     pub key_cache_hits: u64,
@@ -64,8 +70,29 @@ pub struct Observed {
     pub spool_events: u64,
     /// How long the oldest of them has waited.
     pub spool_oldest_seconds: u64,
+    /// The sinks besides the ledger.
+    pub sinks: Vec<ObservedSink>,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
+}
+
+/// A sink besides the ledger.
+#[derive(Debug, Default, Clone)]
+pub struct ObservedSink {
+    /// Its name.
+    pub name: Box<str>,
+    /// Records that it took.
+    pub delivered: u64,
+    /// Deliveries that failed and will be repeated.
+    pub failures: u64,
+    /// Deliveries that it refused.
+    pub refusals: u64,
+    /// Records that it refuses.
+    pub parked: u64,
+    /// Records that wait for it.
+    pub lag_events: u64,
+    /// How long the oldest of them has waited.
+    pub oldest_seconds: u64,
 }
 
 /// From the relay's own share to a long reasoning answer.
@@ -104,17 +131,14 @@ impl Metrics {
             refusals: counters(r, "refusals_total", "Refused and failed requests, by error code.", &["code"])?,
             streams_active: gauge(r, "streams_active", "Streamed answers under way.")?,
             upstream_attempts: counters(r, "upstream_attempts_total", "Tries at providers.", &["provider", "outcome"])?,
-            upstream_healthy: register(
-                r,
-                IntGaugeVec::new(
-                    Opts::new("tollgate_upstream_healthy", "Whether the last try got an answer."),
-                    &["provider"],
-                )?,
-            )?,
+            upstream_healthy: gauges(r, "upstream_healthy", "Whether the last try got an answer.", "provider")?,
             key_cache: counters(r, "key_cache_total", "Key look-ups, by who answered.", &["outcome"])?,
             spool_events: gauge(r, "spool_events", "Records that wait for the ledger.")?,
             spool_oldest_seconds: gauge(r, "spool_oldest_seconds", "How long the oldest of them has waited.")?,
             sink_delivered: counters(r, "sink_delivered_total", "Deliveries of records.", &["sink", "outcome"])?,
+            sink_parked: gauges(r, "sink_parked", "Records that a sink refuses.", "sink")?,
+            sink_lag_events: gauges(r, "sink_lag_events", "Records that wait for a sink.", "sink")?,
+            sink_oldest_seconds: gauges(r, "sink_oldest_seconds", "How long the oldest of them has waited.", "sink")?,
             ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
             config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
             access_lines_dropped: register(
@@ -169,10 +193,25 @@ impl Metrics {
         raise(&self.key_cache.with_label_values(&["miss"]), observed.key_cache_misses);
         raise(&self.sink_delivered.with_label_values(&["ledger", "ok"]), observed.delivered);
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
+        observed.sinks.iter().for_each(|sink| self.take_over_sink(sink));
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
-        self.spool_events.set(i64::try_from(observed.spool_events).unwrap_or(i64::MAX));
-        self.spool_oldest_seconds.set(i64::try_from(observed.spool_oldest_seconds).unwrap_or(i64::MAX));
+        set(&self.spool_events, observed.spool_events);
+        set(&self.spool_oldest_seconds, observed.spool_oldest_seconds);
     }
+
+    fn take_over_sink(&self, sink: &ObservedSink) {
+        let outcomes = [("ok", sink.delivered), ("failed", sink.failures), ("refused", sink.refusals)];
+        for (outcome, total) in outcomes {
+            raise(&self.sink_delivered.with_label_values(&[&*sink.name, outcome]), total);
+        }
+        set(&self.sink_parked.with_label_values(&[&*sink.name]), sink.parked);
+        set(&self.sink_lag_events.with_label_values(&[&*sink.name]), sink.lag_events);
+        set(&self.sink_oldest_seconds.with_label_values(&[&*sink.name]), sink.oldest_seconds);
+    }
+}
+
+fn set(gauge: &IntGauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 /// Brings a counter up to a total that is kept elsewhere.
@@ -193,7 +232,43 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntG
     register(registry, IntGauge::new(format!("tollgate_{name}"), help)?)
 }
 
+fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
+    register(registry, IntGaugeVec::new(Opts::new(format!("tollgate_{name}"), help), &[label])?)
+}
+
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
     let options = HistogramOpts::new(format!("tollgate_{name}"), help).buckets(buckets.to_vec());
     register(registry, Histogram::with_opts(options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_shows_what_went_through_and_what_waits() {
+        let metrics = Metrics::new().unwrap();
+        let sink = ObservedSink {
+            name: "webhook".into(),
+            delivered: 7,
+            failures: 2,
+            refusals: 1,
+            parked: 3,
+            lag_events: 5,
+            oldest_seconds: 60,
+        };
+        let observed = Observed { sinks: vec![sink], ..Observed::default() };
+        metrics.render(&observed).unwrap();
+        let page = String::from_utf8(metrics.render(&observed).unwrap()).unwrap();
+        for line in [
+            "tollgate_sink_delivered_total{outcome=\"ok\",sink=\"webhook\"} 7",
+            "tollgate_sink_delivered_total{outcome=\"failed\",sink=\"webhook\"} 2",
+            "tollgate_sink_delivered_total{outcome=\"refused\",sink=\"webhook\"} 1",
+            "tollgate_sink_parked{sink=\"webhook\"} 3",
+            "tollgate_sink_lag_events{sink=\"webhook\"} 5",
+            "tollgate_sink_oldest_seconds{sink=\"webhook\"} 60",
+        ] {
+            assert!(page.lines().any(|other| other == line), "{line}\n{page}");
+        }
+    }
 }

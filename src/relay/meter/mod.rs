@@ -2,6 +2,7 @@
 //! there is none, and the price of both.
 
 mod decimal;
+mod document;
 mod price;
 mod record;
 mod sample;
@@ -9,6 +10,7 @@ mod tokenizer;
 mod usage;
 
 pub use decimal::parse_nano_usd;
+pub use document::{TokensDocument, UsageDocument, rfc3339};
 pub use price::{NanoUsd, Price, PriceTier, Rates};
 pub use record::UsageRecord;
 pub use sample::{PromptSample, SAMPLE_BYTES_MAX, SampledText};
