@@ -18,9 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, StatusCode};
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -177,9 +176,9 @@ pub(super) struct Claim {
 
 impl Claim {
     /// An answer with this head begins to pass.
-    pub(super) fn begin(&mut self, head: &ResponseHeader) {
-        let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("application/json");
-        self.head = Some((head.status.as_u16(), kind.into()));
+    pub(super) fn begin(&mut self, status: StatusCode, headers: &HeaderMap) {
+        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("application/json");
+        self.head = Some((status.as_u16(), kind.into()));
     }
 
     /// A piece of the answer passes.

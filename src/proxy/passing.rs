@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::answer::{HEADERS_USUAL, JSON};
 use super::exchange::{Exchange, Step};
 use super::phases::{Relay, out_of_order};
 use super::tape::{NOT_BILLED, Substitute, UPSTREAM_OVERDUE};
@@ -16,7 +17,8 @@ use super::{answer, upstream};
 use crate::relay::dialect::{self, AnswerTerms, Outcome, ProviderError, error_event};
 use crate::relay::refusal::{Cause, Refusal};
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const X_TOLLGATE_DROPPED: HeaderName = HeaderName::from_static("x-tollgate-dropped");
 
 impl Relay {
     /// Rewrites the head of an answer that passes, and takes up its reader.
@@ -34,30 +36,30 @@ impl Relay {
         let kind = head.headers.get(CONTENT_TYPE).cloned().unwrap_or(JSON);
         let is_stream = kind.as_bytes().starts_with(b"text/event-stream");
         let unchanged = dialect::passes_unchanged(target);
-        let mut new = ResponseHeader::build_no_case(200, Some(16))?;
+        let mut new = HeaderMap::with_capacity(HEADERS_USUAL);
         if let Some(length) = head.headers.get(CONTENT_LENGTH).filter(|_| unchanged && !is_stream) {
-            new.insert_header(CONTENT_LENGTH, length)?;
+            new.insert(CONTENT_LENGTH, length.clone());
         }
-        new.insert_header(CONTENT_TYPE, if unchanged || is_stream { kind } else { JSON })?;
+        new.insert(CONTENT_TYPE, if unchanged || is_stream { kind } else { JSON });
         if is_stream {
-            new.insert_header(CACHE_CONTROL, "no-cache")?;
+            new.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             // nginx in front of the relay would buffer the stream otherwise.
-            new.insert_header("x-accel-buffering", "no")?;
+            new.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
         }
         if let Some(dropped) = answer::list_of(&dispatch.dropped) {
-            new.insert_header("x-tollgate-dropped", dropped)?;
+            new.insert(X_TOLLGATE_DROPPED, answer::text(&dropped)?);
         }
         let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
         // A document that is translated is told when it is whole: until then it may still turn out to be an error.
         let is_gathered = !unchanged && !is_stream;
         dispatch.tape.hold(is_gathered);
         if let Some(claim) = &mut dispatch.admitted.claim {
-            claim.begin(&new);
+            claim.begin(StatusCode::OK, &new);
         }
         answer::stamp(&mut new, exchange)?;
-        *head = new.clone();
+        *head = answer::whole_head(StatusCode::OK, new);
         exchange.status = 200;
-        exchange.commit(reader, is_stream, is_gathered.then(|| Box::new(new)));
+        exchange.commit(reader, is_stream, is_gathered.then(|| Box::new(head.clone())));
         Ok(())
     }
 

@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderValue, Method};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Uri};
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType, OrErr};
 use tokio::time::timeout;
 
-use super::Shared;
+use super::{Shared, answer};
 use super::exchange::Dispatch;
 use super::tape::UPSTREAM_OVERDUE;
 use crate::relay::dialect::ProviderError;
@@ -81,36 +81,47 @@ pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result
         Endpoint::Demo => ("/v1", "demo"),
         Endpoint::Network(network) => (&*network.path, &*network.authority),
     };
-    let path = format!("{prefix}{}", dispatch.path);
-    let mut head = RequestHeader::build_no_case(Method::POST, path.as_bytes(), Some(8))?;
-    head.insert_header(HOST, authority)?;
-    head.insert_header(CONTENT_TYPE, "application/json")?;
-    head.insert_header(CONTENT_LENGTH, body.len())?;
-    head.insert_header(ACCEPT, if dispatch.request.stream() { "text/event-stream" } else { "application/json" })?;
-    head.insert_header(USER_AGENT, concat!("tollgate/", env!("CARGO_PKG_VERSION")))?;
+    let uri = Uri::try_from(format!("{prefix}{}", dispatch.path))
+        .or_err(ErrorType::InternalError, "a provider's path does not fit into a request")?;
+    let mut headers = HeaderMap::with_capacity(HEADERS_USUAL);
+    headers.insert(HOST, answer::text(authority)?);
+    headers.insert(CONTENT_TYPE, answer::JSON);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(ACCEPT, if dispatch.request.stream() { EVENT_STREAM } else { answer::JSON });
+    headers.insert(USER_AGENT, OURSELVES);
     if let Some(credential) = provider.credentials.get(dispatch.tries % provider.credentials.len().max(1)) {
-        authenticate(&mut head, provider.dialect, credential)?;
+        authenticate(&mut headers, provider.dialect, credential)?;
     }
-    Ok(head)
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    (parts.method, parts.uri, parts.headers) = (Method::POST, uri, headers);
+    Ok(RequestHeader::from(parts))
 }
 
+const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
+const OURSELVES: HeaderValue = HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
+
+/// How many headers a request has, Pingora's own included.
+const HEADERS_USUAL: usize = 12;
+
 /// Each dialect has its own header for the credential.
-fn authenticate(head: &mut RequestHeader, dialect: Dialect, credential: &Secret) -> pingora::Result<()> {
-    let secret = |text: &str| {
-        let mut value = HeaderValue::from_str(text)
-            .map_err(|_| Error::explain(ErrorType::InternalError, "a credential does not fit into a header"))?;
-        // Debug does not show it, and HPACK does not keep it.
-        value.set_sensitive(true);
-        Ok::<_, Box<Error>>(value)
-    };
-    match dialect {
-        Dialect::OpenAi => head.insert_header(AUTHORIZATION, secret(&format!("Bearer {}", credential.expose()))?),
+fn authenticate(headers: &mut HeaderMap, dialect: Dialect, credential: &Secret) -> pingora::Result<()> {
+    let (name, value) = match dialect {
+        Dialect::OpenAi => (AUTHORIZATION, HeaderValue::try_from(format!("Bearer {}", credential.expose()))),
         Dialect::Anthropic => {
-            head.insert_header("anthropic-version", "2023-06-01")?;
-            head.insert_header("x-api-key", secret(credential.expose())?)
+            headers.insert(ANTHROPIC_VERSION, HeaderValue::from_static("2023-06-01"));
+            (X_API_KEY, HeaderValue::from_str(credential.expose()))
         }
-        Dialect::Gemini => head.insert_header("x-goog-api-key", secret(credential.expose())?),
-    }
+        Dialect::Gemini => (X_GOOG_API_KEY, HeaderValue::from_str(credential.expose())),
+    };
+    let mut value =
+        value.map_err(|_| Error::explain(ErrorType::InternalError, "a credential does not fit into a header"))?;
+    // Debug does not show it, and HPACK does not keep it.
+    value.set_sensitive(true);
+    headers.insert(name, value);
+    Ok(())
 }
 
 /// Whether another upstream may be asked after a refusal of that status: where the provider, not the request, was the reason

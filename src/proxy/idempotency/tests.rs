@@ -53,9 +53,8 @@ async fn turn(desk: &mut Desk) {
 
 /// An answer that passes through a claim to its end.
 fn answer(claim: &mut Claim, outcome: Outcome) {
-    let mut head = ResponseHeader::build(200, None).unwrap();
-    head.insert_header(CONTENT_TYPE, "text/plain").unwrap();
-    claim.begin(&head);
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, http::HeaderValue::from_static("text/plain"))]);
+    claim.begin(StatusCode::OK, &headers);
     claim.tee(b"Hello");
     claim.ended(outcome, b" there");
 }
