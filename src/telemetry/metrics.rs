@@ -27,6 +27,10 @@ pub struct Metrics {
     pub refusals: IntCounterVec,
     /// `tollgate_streams_active`
     pub streams_active: IntGauge,
+    /// `tollgate_holds_active`: requests that hold what they may come to cost.
+    pub holds_active: IntGauge,
+    /// `tollgate_held_nano_usd`: how much they hold.
+    pub held: IntGauge,
     /// `tollgate_upstream_attempts_total{provider,outcome}`
     pub upstream_attempts: IntCounterVec,
     /// `tollgate_upstream_healthy{provider}`: whether the last attempt got an answer.
@@ -47,9 +51,14 @@ pub struct Metrics {
     pub access_lines_dropped: IntCounter,
 }
 
-/// What is counted elsewhere and read at each scrape. All are totals since the start but for the spool's.
+/// What is counted elsewhere and read at each scrape. All are totals since the start but for the holds and the
+/// spool's.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Observed {
+    /// Requests that hold what they may come to cost, now.
+    pub holds_active: i64,
+    /// How much they hold, now.
+    pub held_nano_usd: i64,
     /// Look-ups that the cache answered.
     pub key_cache_hits: u64,
     /// Look-ups of keys that the cache knew not to exist.
@@ -103,6 +112,8 @@ impl Metrics {
             )?,
             refusals: counters(r, "refusals_total", "Refused and failed requests, by error code.", &["code"])?,
             streams_active: gauge(r, "streams_active", "Streamed answers under way.")?,
+            holds_active: gauge(r, "holds_active", "Requests that hold what they may come to cost.")?,
+            held: gauge(r, "held_nano_usd", "What running requests hold of their accounts.")?,
             upstream_attempts: counters(r, "upstream_attempts_total", "Tries at providers.", &["provider", "outcome"])?,
             upstream_healthy: register(
                 r,
@@ -170,6 +181,8 @@ impl Metrics {
         raise(&self.sink_delivered.with_label_values(&["ledger", "ok"]), observed.delivered);
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
+        self.holds_active.set(observed.holds_active);
+        self.held.set(observed.held_nano_usd);
         self.spool_events.set(i64::try_from(observed.spool_events).unwrap_or(i64::MAX));
         self.spool_oldest_seconds.set(i64::try_from(observed.spool_oldest_seconds).unwrap_or(i64::MAX));
     }
