@@ -47,6 +47,9 @@ impl Relay {
         if let Some(dropped) = answer::list_of(&dispatch.dropped) {
             new.insert_header("x-tollgate-dropped", dropped)?;
         }
+        if let Some(tokens) = dispatch.lowered_output() {
+            new.insert_header("x-tollgate-output-tokens-max", tokens)?;
+        }
         let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
         // A document that is translated is told when it is whole: until then it may still turn out to be an error.
         let is_gathered = !unchanged && !is_stream;
