@@ -277,7 +277,7 @@ fn ticket(
 fn bounds(request: &ChatRequest, model: &Model) -> Bounds {
     let most = |of: &dyn Fn(&Target) -> u64| model.targets.iter().map(of).max().unwrap_or(u64::MAX);
     Bounds {
-        prompt_tokens: most(&|target| dialect::prompt_ceiling(request, target, model.context_window)),
+        prompt_tokens: most(&|target| dialect::prompt_ceiling(request, target, model)),
         cache: request.ceiling().cache,
         output_tokens: most(&|target| dialect::output_ceiling(request, target, model.output_tokens_max)),
         choices: request.choices(),

@@ -256,7 +256,7 @@ fn no_credit() -> Refusal {
 fn short_credit() -> Refusal {
     Refusal::new(
         Cause::InsufficientCredits,
-        "The account's credit does not cover this request's prompt. Add credit, or shorten it.",
+        "What the account has free does not cover this request's prompt. Add credit, shorten it, or wait for running requests.",
     )
 }
 
@@ -271,7 +271,7 @@ fn no_budget() -> Refusal {
 fn short_budget() -> Refusal {
     Refusal::new(
         Cause::BudgetExceeded,
-        "What is left of this key's budget does not cover this request's prompt. Use another key, or raise its budget.",
+        "What is left of this key's budget does not cover this request's prompt. Raise it, or wait for running requests.",
     )
 }
 

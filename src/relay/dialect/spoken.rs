@@ -6,7 +6,7 @@ use super::openai::{self, ChatRequest};
 use super::{Answer, AnswerTerms, Outgoing, ProviderError, anthropic, gemini};
 use crate::relay::meter::ImageTokens;
 use crate::relay::refusal::Refusal;
-use crate::relay::route::{Dialect, Quirk, Target};
+use crate::relay::route::{Dialect, Model, Quirk, Target};
 
 /// The request as the target's provider gets it. `output_tokens_max` is the most that the model answers with.
 ///
@@ -40,18 +40,18 @@ pub fn output_ceiling(request: &ChatRequest, target: &Target, output_tokens_max:
     }
 }
 
-/// How many tokens the target may count the prompt as. Images are counted as providers of its dialect document it; where models
-/// differ, as their larger ones do.
-pub fn prompt_ceiling(request: &ChatRequest, target: &Target, context_window: u64) -> u64 {
-    let images = match target.provider.dialect {
+/// How many tokens the target may count the prompt as. Images are counted as the model's row says, or as providers of the dialect
+/// document it; where their models differ, as the larger ones do.
+pub fn prompt_ceiling(request: &ChatRequest, target: &Target, model: &Model) -> u64 {
+    let images = model.image_tokens.unwrap_or(match target.provider.dialect {
         // Eight tiles of 170 tokens and 85; low detail is the 85 alone.
         Dialect::OpenAi => ImageTokens { full: 1_500, low: 85 },
         // 2,576 pixels on the long edge, 750 of them a token; there is no detail to ask for.
         Dialect::Anthropic => ImageTokens { full: 4_800, low: 4_800 },
         // Sixteen tiles of 258; the same.
         Dialect::Gemini => ImageTokens { full: 4_200, low: 4_200 },
-    };
-    request.ceiling().tokens(images, context_window)
+    });
+    request.ceiling().tokens(images, model.context_window)
 }
 
 /// Whether the provider's answer passes byte for byte, and so with its length.
