@@ -47,6 +47,9 @@ pub(super) fn billing(value: &Value<'_>) -> Option<BillingConfig> {
     if let Some(durability) = table.optional("durability").and_then(|value| durability(&value)) {
         billing.durability = durability;
     }
+    if let Some(seconds) = table.optional("drain_seconds_max").and_then(|value| value.number(0..=3_600)) {
+        billing.drain_max = Duration::from_secs(seconds);
+    }
     if let Some(currency) = table.optional("currency")
         && currency.string().is_some_and(|name| name != "USD")
     {

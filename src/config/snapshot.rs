@@ -41,7 +41,10 @@ impl Snapshot {
             ("listen.admin", new.admin != old.admin),
             ("listen.metrics", new.metrics != old.metrics),
             ("store", self.store != running.store),
-            ("billing", self.billing != running.billing),
+            (
+                "billing",
+                BillingConfig { drain_max: running.billing.drain_max, ..self.billing.clone() } != running.billing,
+            ),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))
@@ -101,11 +104,18 @@ pub struct BillingConfig {
     pub spool_bytes_max: u64,
     /// What a finished request's record survives.
     pub durability: Durability,
+    /// How long an answer is read on after its client has left.
+    pub drain_max: Duration,
 }
 
 impl Default for BillingConfig {
     fn default() -> Self {
-        Self { spool: "data/spool.db".into(), spool_bytes_max: 1 << 30, durability: Durability::Process }
+        Self {
+            spool: "data/spool.db".into(),
+            spool_bytes_max: 1 << 30,
+            durability: Durability::Process,
+            drain_max: Duration::ZERO,
+        }
     }
 }
 

@@ -227,10 +227,10 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     let caller = Caller { window: *permit.view(), ..caller };
     let candidates = candidates(&model.targets, exchange.arrival.request_id.as_u128() as u64);
     let signatures = shared.signatures.scope(&caller.record.account_id);
-    let tape = body::replace(session, shared.clock);
+    let tape = body::replace(session, shared.clock, exchange.arrival.snapshot.billing.drain_max);
     shared.observe_overhead(read_us, exchange.arrival.clock.now_us());
     exchange.step = Step::Dispatched(Box::new(Dispatch {
-        admitted: Admitted { caller, model, permit, ticket },
+        admitted: Admitted { caller, model, permit, ticket: Some(ticket) },
         request,
         tape,
         candidates,

@@ -19,15 +19,18 @@ use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 use tokio::time::{Instant, Sleep, timeout};
 
-use super::clock::Clock;
+use super::clock::{Clock, micros};
+use crate::billing::Receipt;
 use crate::relay::refusal::{Cause, Refusal};
 
 /// The upstream took longer than its provider's row allows.
 pub(super) const UPSTREAM_OVERDUE: ErrorType = ErrorType::Custom("UpstreamOverdue");
+/// The request's record could not be kept, so the client does not get the end of its answer.
+pub(super) const NOT_BILLED: ErrorType = ErrorType::Custom("NotBilled");
 
 /// What a body may take.
 #[derive(Debug, Clone, Copy)]
@@ -121,10 +124,16 @@ pub(super) struct Tape {
     body: Mutex<Bytes>,
     /// When this try is overdue, in the clock's microseconds.
     deadline_us: AtomicU64,
+    /// How long the answer is read on without its client.
+    drain_max_us: u64,
+    /// Until when it is, once the client has left; 0 before.
+    drain_until_us: AtomicU64,
     /// Whether the upstream's answer is held back: a refusal that is being read.
     holding: AtomicBool,
     /// What the client gets in place of the answer that is held back.
     substitute: Mutex<Option<Substitute>>,
+    /// What the next bytes to the client wait for: the record of the request that they complete.
+    receipt: Mutex<Option<Receipt>>,
     /// Where the real session returns to when the one in its place is dropped.
     real: Mutex<Option<Box<ServerSession>>>,
 }
@@ -143,7 +152,23 @@ impl Tape {
 
     /// Says when the upstream is overdue.
     pub(super) fn due_at(&self, us: u64) {
-        self.deadline_us.store(us, Ordering::Relaxed);
+        let drain_until = self.drain_until_us.load(Ordering::Relaxed);
+        self.deadline_us.store(if drain_until == 0 { us } else { us.min(drain_until) }, Ordering::Relaxed);
+    }
+
+    /// Whether the answer is read on though its client has left.
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain_until_us.load(Ordering::Relaxed) != 0
+    }
+
+    /// The client has left: `false` where the upstream is to be left as well.
+    fn drain(&self) -> bool {
+        if self.drain_max_us != 0 && !self.is_draining() {
+            let until = self.clock.now_us().saturating_add(self.drain_max_us);
+            self.drain_until_us.store(until, Ordering::Relaxed);
+            self.due_at(self.deadline_us.load(Ordering::Relaxed));
+        }
+        self.drain_max_us != 0
     }
 
     /// Holds back what the upstream answers, or lets it pass again.
@@ -154,6 +179,23 @@ impl Tape {
     /// Says what the client gets, at its end, in place of the answer that is held back.
     pub(super) fn substitute(&self, substitute: Substitute) {
         *self.substitute.lock().unwrap_or_else(PoisonError::into_inner) = Some(substitute);
+    }
+
+    /// Lets nothing more pass before the request's record is kept.
+    pub(super) fn await_receipt(&self, receipt: Receipt) {
+        *self.receipt.lock().unwrap_or_else(PoisonError::into_inner) = Some(receipt);
+    }
+
+    /// Returns when what is to be written may be written.
+    async fn billed(&self) -> Result<()> {
+        let receipt = self.receipt.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match receipt {
+            None => Ok(()),
+            Some(receipt) => match receipt.kept().await {
+                Ok(()) => Ok(()),
+                Err(error) => Error::e_because(NOT_BILLED, "the answer's end is withheld", error),
+            },
+        }
     }
 
     /// This try's body.
@@ -170,13 +212,18 @@ impl Tape {
 const NOT_DUE_US: u64 = 10 * 365 * 24 * 3600 * 1_000_000;
 
 /// Puts a [`Replay`] into the place of the session whose body has been read.
-pub(super) fn replace(session: &mut Session, clock: Clock) -> Arc<Tape> {
+///
+/// When the client leaves, its answer is read on for `drain_max`.
+pub(super) fn replace(session: &mut Session, clock: Clock, drain_max: Duration) -> Arc<Tape> {
     let tape = Arc::new(Tape {
         clock,
         body: Mutex::new(Bytes::new()),
         deadline_us: AtomicU64::new(NOT_DUE_US),
+        drain_max_us: micros(drain_max),
+        drain_until_us: AtomicU64::new(0),
         holding: AtomicBool::new(false),
         substitute: Mutex::new(None),
+        receipt: Mutex::new(None),
         real: Mutex::new(None),
     });
     let real = std::mem::replace(&mut session.downstream_session, nothing());
@@ -240,6 +287,43 @@ async fn overdue(watch: &mut Option<Pin<Box<Sleep>>>, tape: &Tape) {
     }
 }
 
+/// What the upstream failed for.
+fn failure_of(tasks: Vec<HttpTask>) -> Option<Box<Error>> {
+    tasks.into_iter().find_map(|task| match task {
+        HttpTask::Failed(error) => Some(error),
+        _ => None,
+    })
+}
+
+impl Replay {
+    /// Writes what the upstream has answered, or what the client gets in its place.
+    async fn write(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        if !self.tape.holding.load(Ordering::Relaxed) {
+            let is_empty =
+                matches!(tasks.first(), Some(HttpTask::Header(head, true)) if !head.status.is_informational());
+            if is_empty {
+                return Error::e_explain(ErrorType::ConnectionClosed, "the upstream answered nothing")
+                    .map_err(Error::into_up);
+            }
+            return self.real.response_duplex_vec(tasks.into_iter().map(without_trailers).collect()).await;
+        }
+        let end = tasks.iter().any(HttpTask::is_end);
+        if let Some(error) = failure_of(tasks) {
+            return Err(error);
+        }
+        if !end {
+            return Ok(false);
+        }
+        let substitute = self.tape.substitute.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Substitute { header, body }) = substitute else {
+            return Error::e_explain(ErrorType::InternalError, "the upstream refused without a body")
+                .map_err(Error::into_up);
+        };
+        let tasks = vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)];
+        self.real.response_duplex_vec(tasks).await
+    }
+}
+
 #[async_trait]
 impl CustomSession for Replay {
     fn get_retry_buffer(&self) -> Option<Bytes> {
@@ -263,9 +347,19 @@ impl CustomSession for Replay {
     /// Polled for as long as the upstream is at work: ends when the client leaves or the upstream is overdue.
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
         let Self { real, tape, watch } = self;
-        tokio::select! {
-            left = real.read_body_or_idle(true) => left,
-            () = overdue(watch, tape) => Error::e_explain(UPSTREAM_OVERDUE, "the upstream took too long"),
+        loop {
+            let client_leaves = async {
+                match tape.is_draining() {
+                    false => real.read_body_or_idle(true).await,
+                    true => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                left = client_leaves => if !tape.drain() {
+                    return left;
+                },
+                () = overdue(watch, tape) => return Error::e_explain(UPSTREAM_OVERDUE, "the upstream took too long"),
+            }
         }
     }
 
@@ -302,32 +396,16 @@ impl CustomSession for Replay {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        if !self.tape.holding.load(Ordering::Relaxed) {
-            let is_empty =
-                matches!(tasks.first(), Some(HttpTask::Header(head, true)) if !head.status.is_informational());
-            if is_empty {
-                return Error::e_explain(ErrorType::ConnectionClosed, "the upstream answered nothing")
-                    .map_err(Error::into_up);
-            }
-            return self.real.response_duplex_vec(tasks.into_iter().map(without_trailers).collect()).await;
+        self.tape.billed().await?;
+        let ends = tasks.iter().any(HttpTask::is_end);
+        if self.tape.is_draining() {
+            return failure_of(tasks).map_or(Ok(ends), Err);
         }
-        let mut end = false;
-        for task in tasks {
-            end |= task.is_end();
-            if let HttpTask::Failed(error) = task {
-                return Err(error);
-            }
+        match self.write(tasks).await {
+            // Ours: the client has left.
+            Err(error) if error.esource() != &ErrorSource::Upstream && self.tape.drain() => Ok(ends),
+            written => written,
         }
-        if !end {
-            return Ok(false);
-        }
-        let substitute = self.tape.substitute.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Substitute { header, body }) = substitute else {
-            return Error::e_explain(ErrorType::InternalError, "the upstream refused without a body")
-                .map_err(Error::into_up);
-        };
-        let tasks = vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)];
-        self.real.response_duplex_vec(tasks).await
     }
 
     fn set_read_timeout(&mut self, timeout: Option<Duration>) {

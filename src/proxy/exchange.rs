@@ -74,7 +74,8 @@ pub(super) struct Admitted {
     pub(super) caller: Caller,
     pub(super) model: Arc<Model>,
     pub(super) permit: Permit,
-    pub(super) ticket: Ticket,
+    /// `None` once the request's record has been handed over.
+    pub(super) ticket: Option<Ticket>,
 }
 
 /// An admitted request on its way to an upstream.
@@ -144,6 +145,8 @@ pub(super) struct Answering {
     pub(super) target: Target,
     /// What the prompt's tokens are counted from, should nobody report them.
     pub(super) prompt: PromptSample,
+    /// What they are until then.
+    pub(super) prompt_tokens_guess: u64,
     pub(super) answer: Box<dyn Answer + Sync>,
     pub(super) is_stream: bool,
     /// The head, where it is told only with the whole answer.
@@ -152,6 +155,16 @@ pub(super) struct Answering {
     pub(super) outcome: Option<Outcome>,
     /// When the first piece with content passed.
     pub(super) first_token_us: Option<u64>,
+    /// What billing was told last.
+    pub(super) checkpoint: Checkpoint,
+}
+
+/// How far an answer had come when billing was told of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Checkpoint {
+    pub(super) at_us: u64,
+    /// Bytes of the answer's text.
+    pub(super) text_bytes: u64,
 }
 
 impl Exchange {
@@ -220,11 +233,13 @@ impl Exchange {
             tape,
             target: candidates.swap_remove(current),
             prompt: request.prompt_sample(),
+            prompt_tokens_guess: request.input_tokens_estimate(),
             answer,
             is_stream,
             late_head,
             outcome: None,
             first_token_us: None,
+            checkpoint: Checkpoint { at_us: self.arrival.clock.now_us(), text_bytes: 0 },
         }));
     }
 

@@ -9,7 +9,7 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::body::{Substitute, UPSTREAM_OVERDUE};
+use super::body::{NOT_BILLED, Substitute, UPSTREAM_OVERDUE};
 use super::exchange::{Exchange, Step};
 use super::phases::{Relay, out_of_order};
 use super::{answer, upstream};
@@ -111,6 +111,10 @@ impl Relay {
 /// What the client is told; `None` where it has left.
 pub(super) fn told(error: &Error, exchange: &mut Exchange) -> Option<ProviderError> {
     let overdue = error.etype() == &UPSTREAM_OVERDUE;
+    if error.etype() == &NOT_BILLED {
+        let message = "The answer cannot be billed, so its end is withheld.";
+        return Some(ProviderError::Provider(Refusal::new(Cause::BillingUnavailable, message).retry_after_ms(1000)));
+    }
     if error.esource() == &ErrorSource::Downstream && !overdue {
         return None;
     }

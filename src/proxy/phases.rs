@@ -15,11 +15,11 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use super::admission::{self, Received};
-use super::body::{self, Tape, UPSTREAM_OVERDUE};
+use super::body::{self, NOT_BILLED, Tape, UPSTREAM_OVERDUE};
 use super::exchange::{Exchange, Refused, Step};
 use super::listeners::HadRequest;
 use super::passing::{joined, told};
-use super::{Shared, answer, clock, upstream};
+use super::{Shared, answer, clock, settle, upstream};
 use crate::relay::dialect::{self, Outcome, ProviderError, error_event};
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::Target;
@@ -225,7 +225,14 @@ impl ProxyHttp for Relay {
             Step::Answering(answering) => {
                 keep_time(&answering.target, &answering.tape, now_us, arrived_us);
                 let passed = body.take().map(|piece| answering.pass(piece, now_us)).unwrap_or_default();
+                let is_whole = answering.answer.is_whole();
+                if !is_whole {
+                    settle::checkpoint(&exchange.arrival, answering, now_us);
+                }
                 *body = Some(if end { self.finish(exchange, passed)? } else { passed });
+                if is_whole || end {
+                    await_record(exchange);
+                }
             }
             Step::Dispatched(dispatch) => {
                 if let Some(target) = dispatch.target() {
@@ -252,7 +259,11 @@ impl ProxyHttp for Relay {
     ) -> Result<Option<Bytes>> {
         trailers.clear();
         match &exchange.step {
-            Step::Answering(_) => self.finish(exchange, Bytes::new()).map(Some),
+            Step::Answering(_) => {
+                let rest = self.finish(exchange, Bytes::new())?;
+                await_record(exchange);
+                Ok(Some(rest))
+            }
             Step::Dispatched(_) => self.finish_refusal(exchange).map(|()| Some(Bytes::new())),
             _ => Ok(None),
         }
@@ -280,6 +291,8 @@ impl ProxyHttp for Relay {
                 let ended = answering.answer.end();
                 answering.outcome = Some(ended.outcome);
                 let last = match ended.outcome {
+                    // What is whole here has not reached the client.
+                    _ if error.etype() == &NOT_BILLED => error_event(refusal),
                     Outcome::Complete | Outcome::Errored => ended.append,
                     Outcome::Truncated => joined(ended.append, &error_event(refusal)),
                 };
@@ -314,6 +327,15 @@ impl Relay {
         let most = exchange.arrival.snapshot.limits.requests_in_flight_max;
         (self.shared.requests_in_flight.count() > usize::try_from(most).unwrap_or(usize::MAX))
             .then(|| Refusal::new(Cause::Overloaded, "The relay has as much to do as it can.").retry_after_ms(1000))
+    }
+}
+
+/// The answer is at its end: nothing more of it passes before its record is kept.
+fn await_record(exchange: &mut Exchange) {
+    if let Some(receipt) = settle::settle_answer(exchange)
+        && let Some(tape) = exchange.tape()
+    {
+        tape.await_receipt(receipt);
     }
 }
 

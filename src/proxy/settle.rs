@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::exchange::{Admitted, Answering, Caller, Dispatch, Exchange, Step};
+use super::exchange::{Admitted, Answering, Arrival, Caller, Checkpoint, Dispatch, Exchange, Step};
 use super::time_text;
-use crate::billing::Unreported;
+use crate::billing::{Progress, Receipt, Unreported};
 use crate::relay::dialect::Outcome;
 use crate::relay::meter::{Encoding, Usage, UsageRecord};
 use crate::relay::refusal::Refusal;
@@ -56,42 +56,101 @@ fn log_answered(exchange: &Exchange, caller: Option<&Caller>, model: Option<&Arc
 }
 
 /// No upstream answered: a record that costs nothing.
-fn settle_failed(exchange: &Exchange, dispatch: Dispatch) {
+fn settle_failed(exchange: &Exchange, mut dispatch: Dispatch) {
     let asked = dispatch.target().or(dispatch.candidates.last());
     let provider = asked.map(|target| target.provider.name.clone()).unwrap_or_default();
     let used = Used { provider, interrupted: exchange.status == 0, ..Used::default() };
-    record(exchange, dispatch.admitted, used);
+    // Nobody waits for it: there is no answer whose end it could hold back.
+    drop(record(exchange, &mut dispatch.admitted, used));
+}
+
+/// The answer is whole as far as the client can tell, or as whole as it gets: its record is handed over now. What the client
+/// has still to get waits for the receipt; `None` where the record was handed over before.
+pub(super) fn settle_answer(exchange: &mut Exchange) -> Option<Receipt> {
+    match std::mem::replace(&mut exchange.step, Step::Settled) {
+        Step::Answering(mut answering) => {
+            let receipt = bill(exchange, &mut answering);
+            exchange.step = Step::Answering(answering);
+            receipt
+        }
+        other => {
+            exchange.step = other;
+            None
+        }
+    }
+}
+
+/// The end of an answer, whatever came of it.
+fn settle_answered(exchange: &Exchange, mut answering: Answering) {
+    if answering.is_stream {
+        exchange.shared.metrics.streams_active.dec();
+    }
+    // The client has all that it gets.
+    drop(bill(exchange, &mut answering));
 }
 
 /// An upstream answered, wholly or in part. What it reported counts; where it reported nothing, what passed.
-fn settle_answered(exchange: &Exchange, answering: Answering) {
-    let Answering { admitted, target, prompt, mut answer, is_stream, outcome, first_token_us, .. } = answering;
-    if is_stream {
-        exchange.shared.metrics.streams_active.dec();
-    }
+fn bill(exchange: &Exchange, answering: &mut Answering) -> Option<Receipt> {
+    answering.admitted.ticket.as_ref()?;
+    let answer = &mut answering.answer;
     // A document that turned out to be an error was told as one: the client got nothing of it, and pays nothing.
     let told = exchange.status < 400;
     let reported = answer.usage().filter(|_| told);
     // Where the transport ended before its last piece was seen, the answer knows whether it was whole.
-    let outcome = outcome.unwrap_or_else(|| answer.end().outcome);
+    let outcome = match answering.outcome {
+        Some(outcome) => outcome,
+        None if answer.is_whole() => Outcome::Complete,
+        None => answer.end().outcome,
+    };
     // Some report the prompt first and the answer last: of an answer that broke off, its own tokens are counted.
     let output_is_missing = !answer.output_is_reported()
         || (outcome != Outcome::Complete && reported.is_some_and(|usage| usage.output == 0));
     let is_counted = told && answer.began() && (reported.is_none() || output_is_missing);
     let unreported = is_counted.then(|| Unreported {
-        prompt: reported.is_none().then_some(prompt),
+        prompt: reported.is_none().then(|| std::mem::take(&mut answering.prompt)),
         output: answer.take_sample(),
-        price: admitted.model.price.clone(),
-        encoding: Encoding::for_model(&target.model),
+        price: answering.admitted.model.price.clone(),
+        encoding: Encoding::for_model(&answering.target.model),
     });
     let used = Used {
-        provider: target.provider.name.clone(),
+        provider: answering.target.provider.name.clone(),
         usage: reported.unwrap_or_default(),
         unreported,
-        interrupted: outcome != Outcome::Complete,
-        first_token_us,
+        interrupted: outcome != Outcome::Complete || answering.tape.is_draining(),
+        first_token_us: answering.first_token_us,
     };
-    record(exchange, admitted, used);
+    record(exchange, &mut answering.admitted, used)
+}
+
+/// How often billing is told of an answer that goes on, at most; should the process die, what passed since is not billed.
+const CHECKPOINT_EVERY_US: u64 = 5_000_000;
+const CHECKPOINT_TOKENS: u64 = 1_000;
+/// Bytes of text that are taken for a token where there is no time to count.
+const TOKEN_BYTES: u64 = 4;
+
+/// Tells billing how far an answer has come, where it has come far enough since it was told last.
+pub(super) fn checkpoint(arrival: &Arrival, answering: &mut Answering, now_us: u64) {
+    let text_bytes = answering.answer.sample().total_bytes();
+    let last = answering.checkpoint;
+    let is_due = now_us.saturating_sub(last.at_us) >= CHECKPOINT_EVERY_US
+        || text_bytes.saturating_sub(last.text_bytes) >= CHECKPOINT_TOKENS * TOKEN_BYTES;
+    let Some(ticket) = answering.admitted.ticket.as_ref().filter(|_| is_due && answering.answer.began()) else {
+        return;
+    };
+    answering.checkpoint = Checkpoint { at_us: now_us, text_bytes };
+    let reported = answering.answer.usage();
+    let mut usage = reported.unwrap_or_else(|| Usage { input: answering.prompt_tokens_guess, ..Usage::default() });
+    if reported.is_none() || !answering.answer.output_is_reported() {
+        usage.output = usage.output.max(text_bytes.div_ceil(TOKEN_BYTES));
+    }
+    let since_arrival = |us: u64| milliseconds(us.saturating_sub(arrival.at_us));
+    ticket.checkpoint(Progress {
+        provider: answering.target.provider.name.clone(),
+        usage,
+        cost: answering.admitted.model.price.cost(&usage),
+        first_token_ms: answering.first_token_us.map(since_arrival),
+        total_ms: since_arrival(now_us),
+    });
 }
 
 /// What a request used, as far as it is known here.
@@ -105,8 +164,10 @@ struct Used {
     first_token_us: Option<u64>,
 }
 
-fn record(exchange: &Exchange, admitted: Admitted, used: Used) {
-    let Admitted { caller, model, mut permit, ticket } = admitted;
+/// Hands the request's record over; `None` where that was done before.
+fn record(exchange: &Exchange, admitted: &mut Admitted, used: Used) -> Option<Receipt> {
+    let Admitted { caller, model, permit, ticket } = admitted;
+    let ticket = ticket.take()?;
     let status = status_of(exchange);
     count(exchange, &model.id, &used.provider, status, used.first_token_us);
     // Where nothing was reported the reservation stands: it is the best that is known inside of the minute.
@@ -128,8 +189,7 @@ fn record(exchange: &Exchange, admitted: Admitted, used: Used) {
         first_token_ms: used.first_token_us.map(|us| milliseconds(us.saturating_sub(exchange.arrival.at_us))),
         total_ms: milliseconds(exchange.elapsed_us()),
     };
-    // Nobody waits for the receipt: the answer's end has passed, or never will.
-    drop(ticket.finish(record, used.unreported));
+    Some(ticket.finish(record, used.unreported))
 }
 
 fn status_of(exchange: &Exchange) -> u16 {

@@ -16,7 +16,8 @@ use crate::relay::route::{Dialect, Target};
 impl Dispatch {
     /// Whether another candidate may be asked.
     pub(super) fn has_next(&self) -> bool {
-        self.current + 1 < self.candidates.len().min(CANDIDATES_MAX)
+        // Nobody is left to answer to.
+        !self.tape.is_draining() && self.current + 1 < self.candidates.len().min(CANDIDATES_MAX)
     }
 
     /// The next candidate's turn, if there is one and it is allowed.

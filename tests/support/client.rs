@@ -120,6 +120,13 @@ impl Request {
         connection.write(&self.bytes());
         connection
     }
+
+    /// As [`Request::begin`]; `None` where nobody listens any more.
+    pub fn try_begin(&self, to: SocketAddr) -> Option<Connection> {
+        let mut connection = Connection::try_open(to).ok()?;
+        connection.write(&self.bytes());
+        Some(connection)
+    }
 }
 
 /// Header lines in their order.
@@ -238,12 +245,15 @@ enum Left {
 impl Connection {
     #[track_caller]
     pub fn open(to: SocketAddr) -> Self {
-        let stream =
-            TcpStream::connect_timeout(&to, PATIENCE).unwrap_or_else(|error| panic!("no connection to {to}: {error}"));
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self::over(stream)
+        Self::try_open(to).unwrap_or_else(|error| panic!("no connection to {to}: {error}"))
+    }
+
+    pub fn try_open(to: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self::over(stream))
     }
 
     pub fn over(wire: impl Wire + 'static) -> Self {

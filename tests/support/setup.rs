@@ -25,6 +25,8 @@ pub const SLASHED: &str = "vendor/family/model-1";
 pub struct Setup {
     pub listen: String,
     pub limits: String,
+    pub billing: String,
+    pub spool: Option<PathBuf>,
     pub tables: String,
     pub environment: Vec<(String, String)>,
     pub files: Vec<(String, String)>,
@@ -45,6 +47,8 @@ impl Setup {
         Self {
             listen: String::new(),
             limits: String::new(),
+            billing: String::new(),
+            spool: None,
             tables: String::new(),
             environment: vec![("UPSTREAM_KEY".into(), PROVIDER_KEY.into())],
             files: Vec::new(),
@@ -87,6 +91,21 @@ impl Setup {
     pub fn limits(mut self, lines: &str) -> Self {
         self.limits.push_str(lines);
         self.limits.push('\n');
+        self
+    }
+
+    /// The spool's file, if not in the relay's folder.
+    #[must_use]
+    pub fn spool(mut self, path: &std::path::Path) -> Self {
+        self.spool = Some(path.to_path_buf());
+        self
+    }
+
+    /// Lines of `[billing]`, which has a spool already.
+    #[must_use]
+    pub fn billing(mut self, lines: &str) -> Self {
+        self.billing.push_str(lines);
+        self.billing.push('\n');
         self
     }
 
@@ -140,15 +159,17 @@ impl Setup {
 
     fn toml(&self, ports: &[Reserved; 4], folder: PathBuf) -> String {
         let [http, admin, metrics, https] = ports.each_ref().map(|port| port.address);
+        let spool = self.spool.clone().unwrap_or_else(|| folder.join("spool.db"));
         let folder = folder.display();
         let mut toml = format!(
             "[listen]\nhttp = \"{http}\"\nadmin = \"{admin}\"\nmetrics = \"{metrics}\"\n{listen}\n\
-             [store]\nurl = \"sqlite://{folder}/tollgate.db\"\n\n[billing]\nspool = \"{folder}/spool.db\"\n\n\
+             [store]\nurl = \"sqlite://{folder}/tollgate.db\"\n\n[billing]\nspool = {spool:?}\n{billing}\n\
              [limits]\n{limits}\n\
              [[plan]]\nname = \"open\"\nrequests_per_minute = 100_000\n\n\
              [[plan]]\nname = \"free\"\nrequests_per_minute = 30\n\n{tables}\n",
             listen = self.listen_lines(https),
             limits = self.limits,
+            billing = self.billing,
             tables = self.tables,
         );
         if self.has_models {

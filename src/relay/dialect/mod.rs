@@ -25,6 +25,11 @@ pub trait Answer: Send {
     /// The provider's body has ended, well or not: what that means, and what the client still gets.
     fn end(&mut self) -> End;
 
+    /// Whether the answer is whole, by its own word, with what [`Self::pass`] has given so far: the client may take it for
+    /// complete before the provider's body ends. What follows says nothing more. Not where the last of it comes with
+    /// [`Self::end`].
+    fn is_whole(&self) -> bool;
+
     /// What the provider has reported so far; `None` if nothing, or nothing but zeros.
     fn usage(&self) -> Option<Usage>;
 

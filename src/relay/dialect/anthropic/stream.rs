@@ -131,6 +131,10 @@ impl Answer for StreamTranslator {
         End { outcome, append: translation.chunks.take() }
     }
 
+    fn is_whole(&self) -> bool {
+        self.translation.done && self.translation.error.is_none()
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.translation.report.usage()
     }

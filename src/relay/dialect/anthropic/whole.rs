@@ -121,6 +121,11 @@ impl Answer for WholeTranslator {
         End { outcome, append }
     }
 
+    fn is_whole(&self) -> bool {
+        // It is told at its end.
+        false
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.report.usage()
     }

@@ -87,6 +87,10 @@ impl Answer for StreamTranslator {
         End { outcome, append: state.chunks.take() }
     }
 
+    fn is_whole(&self) -> bool {
+        self.state.outcome == Some(Outcome::Complete)
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.state.progress.report.usage()
     }

@@ -130,6 +130,11 @@ impl Answer for WholeTranslator {
         End { outcome, append: document.into() }
     }
 
+    fn is_whole(&self) -> bool {
+        // It is told at its end.
+        false
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.progress.report.usage()
     }

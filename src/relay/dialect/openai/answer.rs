@@ -138,6 +138,10 @@ impl Answer for StreamReader {
         End { outcome: Outcome::Complete, append: [&rest[..], DONE].concat().into() }
     }
 
+    fn is_whole(&self) -> bool {
+        self.gate.done && self.gate.progress.error.is_none()
+    }
+
     fn usage(&self) -> Option<Usage> {
         let marks = &self.gate.progress.marks;
         marks.report.usage().or_else(|| marks.report_elsewhere.usage())

@@ -81,6 +81,10 @@ impl Answer for JsonReader {
         End { outcome, append: Bytes::new() }
     }
 
+    fn is_whole(&self) -> bool {
+        self.follower.is_closed() && self.notes.error.is_none()
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.notes.report.usage()
     }

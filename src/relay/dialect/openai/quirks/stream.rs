@@ -116,6 +116,10 @@ impl Answer for LooseStream {
         End { outcome, append: std::mem::take(&mut lines.out).into() }
     }
 
+    fn is_whole(&self) -> bool {
+        self.lines.done && self.lines.error.is_none()
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.lines.usage()
     }

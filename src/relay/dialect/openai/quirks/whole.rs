@@ -168,6 +168,11 @@ impl Answer for LooseDocument {
         End { outcome, append: append.into() }
     }
 
+    fn is_whole(&self) -> bool {
+        // It is told at its end.
+        false
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.report.usage()
     }
