@@ -137,7 +137,9 @@ fn an_account_lives_its_life() {
     assert_eq!(place.json(&["account", "list"]), Value::Array(vec![shown]));
 
     let for_people = place.text(&["account", "show", &id]);
-    for part in [id.as_str(), "Ada Lovelace", "4.999999999 USD", "-0.000000001", "a nano too many"] {
+    for part in
+        [id.as_str(), "Ada Lovelace", "4.999999999 USD", "-0.000000001", "a nano too many", "grant", "correction"]
+    {
         assert!(for_people.contains(part), "{part}: {for_people}");
     }
     assert!(place.text(&["account", "list"]).contains(&id));
@@ -220,6 +222,18 @@ fn a_key_takes_every_limit_in_any_order() {
     assert_eq!(place.json(&["key", "list", "--account", &place.account()]), Value::Array(vec![]));
 }
 
+const TOTAL_FIELDS: [&str; 9] = [
+    "account_id",
+    "cache_read_tokens",
+    "cache_write_1h_tokens",
+    "cache_write_5m_tokens",
+    "cost_nano_usd",
+    "input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "requests",
+];
+
 #[test]
 fn usage_is_listed_and_summed() {
     let place = Place::new();
@@ -258,6 +272,10 @@ fn usage_is_listed_and_summed() {
     assert_eq!((&by_model[0]["model"], &by_model[0]["requests"]), (&"gpt-4o".into(), &2.into()));
     assert_eq!((&by_model[0]["output_tokens"], &by_model[0]["cost_nano_usd"]), (&220.into(), &1030.into()));
     assert_eq!(by_model[1]["model"], "demo");
+    let by_account = place.json(&["usage", "--by", "account"]);
+    assert_eq!((&by_account[0]["account_id"], &by_account[0]["cost_nano_usd"]), (&"a".into(), &1007.into()));
+    assert_eq!((&by_account[1]["account_id"], &by_account[1]["requests"]), (&"b".into(), &1.into()));
+    assert_eq!(field_names(&by_account[0]), TOTAL_FIELDS);
     let by_key = place.json(&["usage", "--by", "key", "--since", "2026-01-02"]);
     assert_eq!(by_key.as_array().unwrap().len(), 1);
     assert_eq!(by_key[0]["key_id"], "k3");

@@ -1,13 +1,18 @@
 //! Streamed and not streamed, the same answer costs the same: each provider's usage, with what was read from its caches and
-//! written to them, in exact nano-USD.
+//! written to them, in exact nano-USD. And what the ledger has of requests that failed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use support::decoded::Decoded;
-use support::setup::PROVIDER_MODEL;
+use support::setup::{MODEL, PROVIDER_MODEL};
+use support::upstream::word;
 use support::{Answer, Relay, Setup, Upstream, until};
 
 /// USD per million tokens. A fresh token costs no whole number of nano-USD, so that sums must be rounded once, and up.
@@ -224,4 +229,54 @@ fn check(row: &Value, bill: &Bill) {
     ];
     assert_eq!(classes.map(|class| row[class].as_u64().unwrap()), bill.tokens, "{row}");
     assert_eq!((&row["estimated"], &row["cost_nano_usd"]), (&json!(false), &json!(bill.nano_usd)), "{row}");
+}
+
+/// The amounts of the requests' entries in the ledger, in their order.
+fn entries(relay: &Relay) -> Vec<i64> {
+    let path = relay.folder().join("tollgate.db");
+    let read = async {
+        let mut connection = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+        let amounts =
+            sqlx::query_scalar("SELECT amount_nano_usd FROM ledger_entries WHERE kind = 'usage' ORDER BY seq")
+                .fetch_all(&mut connection)
+                .await;
+        connection.close().await.unwrap();
+        amounts.unwrap()
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(read)
+}
+
+#[test]
+fn a_request_that_failed_has_its_row_and_makes_no_entry() {
+    let asked = AtomicUsize::new(0);
+    let upstream = Upstream::start(move |request, answer| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => answer.json(500, &json!({"error": {"message": "broken"}})),
+        1 => answer.json(503, &json!({"error": {"message": "busy"}})),
+        2 => answer.json(400, &json!({"error": {"message": "no such thing"}})),
+        // A stream that breaks off before it has said anything, and one after.
+        3 => {
+            answer.begin_events();
+            answer.cut();
+        }
+        4 => {
+            answer.begin_events();
+            answer.event(&word(&json!(MODEL), "Hello"));
+            answer.cut();
+        }
+        _ => answer.politely(request),
+    });
+    let relay = Setup::new(&upstream).start();
+    let say = json!([{"role": "user", "content": "Say hello"}]);
+    let mut costs = Vec::new();
+    for number in 0..6 {
+        let answer = relay.chat(&json!({"model": MODEL, "messages": say, "stream": number == 3 || number == 4}));
+        let row = relay.usage_of(&answer.request_id());
+        assert_eq!(row["status"], answer.status, "{row}");
+        costs.push(row["cost_nano_usd"].as_i64().unwrap());
+    }
+    assert_eq!((&costs[..4], costs[5]), ([0; 4].as_slice(), 13_000));
+    assert!(costs[4] > 0, "what passed is counted");
+    assert_eq!(entries(&relay), [-costs[4], -13_000]);
+    assert_eq!(relay.balance(&relay.account), 10_000_000_000 - costs[4] - 13_000);
+    assert!(relay.cli(&["audit"]).status.success());
 }

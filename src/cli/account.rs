@@ -117,9 +117,13 @@ async fn show(store: &Store, id: &str, json: bool) -> Result<(), Failure> {
         output::line("");
         let rows: Vec<_> = credits
             .into_iter()
-            .map(|credit| [rfc3339(credit.created_at_ms), credit.amount.to_string(), credit.note.unwrap_or_default()])
+            .map(|credit| {
+                let (time, kind) = (rfc3339(credit.created_at_ms), credit.kind.name().to_owned());
+                [time, kind, credit.amount.to_string(), credit.note.unwrap_or_default()]
+            })
             .collect();
-        Table::new([Column::Left("CREDITED"), Column::Right("USD"), Column::Left("NOTE")]).rows(&rows);
+        let columns = [Column::Left("CREDITED"), Column::Left("KIND"), Column::Right("USD"), Column::Left("NOTE")];
+        Table::new(columns).rows(&rows);
     }
     Ok(())
 }

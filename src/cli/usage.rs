@@ -30,6 +30,7 @@ pub(super) struct Usage {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum By {
+    Account,
     Model,
     Key,
     Day,
@@ -54,6 +55,7 @@ impl Usage {
 
 async fn totals(store: &Store, filter: &UsageFilter, by: By, json: bool) -> Result<(), Failure> {
     let (of, heading) = match by {
+        By::Account => (store::By::Account, "ACCOUNT"),
         By::Model => (store::By::Model, "MODEL"),
         By::Key => (store::By::Key, "KEY"),
         By::Day => (store::By::Day, "DAY"),
@@ -224,9 +226,11 @@ impl<'a> From<&'a UsageRecord> for RequestDocument<'a> {
     }
 }
 
-/// A sum in JSON, of which one of the first three says what it is of.
+/// A sum in JSON, of which one of the first four says what it is of.
 #[derive(Serialize)]
 struct TotalDocument<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -243,6 +247,7 @@ impl<'a> TotalDocument<'a> {
     fn new(by: By, total: &'a UsageTotal) -> Self {
         let group = Some(total.group.as_str());
         Self {
+            account_id: group.filter(|_| matches!(by, By::Account)),
             model: group.filter(|_| matches!(by, By::Model)),
             key_id: group.filter(|_| matches!(by, By::Key)),
             day: group.filter(|_| matches!(by, By::Day)),

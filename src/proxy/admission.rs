@@ -11,7 +11,8 @@ use pingora_proxy::Session;
 use super::body::{self, BodyLimits};
 use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
 use super::failed_logins::Failed;
-use super::{Shared, answer};
+use super::idempotency::{self, Looked};
+use super::{Shared, answer, replay};
 use crate::billing::{Opening, Ticket};
 use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
@@ -194,7 +195,9 @@ pub(super) fn may_use(exchange: &Exchange, caller: &Caller, model: &str) -> bool
 
 /// Reads what is asked and admits it.
 async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -> Result<Received, Refusal> {
-    if let Step::Authenticated(caller) = &exchange.step {
+    let key = idempotency::key_of(&session.req_header().headers)?;
+    // A repeat costs nothing: it is answered to an account that has nothing left, too.
+    if let (Step::Authenticated(caller), None) = (&exchange.step, &key) {
         // Before the body is taken, which may be large: nothing that it says will change this.
         check_credit(&caller.entry.account, &caller.entry.spending, caller.record.budget)?;
     }
@@ -206,31 +209,37 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     };
     let whole = body::read_whole(session, &body_limits).await?;
     let read_us = exchange.arrival.clock.now_us();
-    let mut request = ChatRequest::parse(whole)?;
+    let mut request = ChatRequest::parse(whole.clone())?;
     let Step::Authenticated(caller) = &exchange.step else {
         return Err(Refusal::new(Cause::InternalError, "The request was not authenticated."));
     };
     let caller = caller.clone();
     let model = find_model(exchange, &caller, request.model())?;
-    let key_limits = limits_of(exchange, &caller.entry)?;
-    let now_us = exchange.arrival.clock.now_us();
-    let reserved = reservation(&request, &model);
-    let open = || ticket(shared, exchange, &caller, &mut request, &model);
-    let (permit, ticket) = match caller.entry.limiter.admit_with(&key_limits, reserved, now_us, open) {
-        Ok(admitted) => admitted,
-        Err(refusal) => {
-            let window = caller.entry.limiter.view(&key_limits, now_us);
-            exchange.step = Step::Authenticated(Caller { window, ..caller });
-            return Err(refusal);
-        }
+    let request_id = exchange.arrival.request_id;
+    let candidate = match key {
+        None => None,
+        Some(key) => match shared.idempotency.look(&caller.record.account_id, request_id, &key, &whole).await? {
+            Looked::First(candidate) => Some(candidate),
+            Looked::Repeat(replay) => return answer::replay(session, exchange, model, replay).await,
+        },
     };
-    let caller = Caller { window: *permit.view(), ..caller };
-    let candidates = candidates(&model.targets, exchange.arrival.request_id.as_u128() as u64);
-    let signatures = shared.signatures.scope(&caller.record.account_id);
-    let tape = body::replace(session, shared.clock, exchange.arrival.snapshot.billing.drain_max);
+    let mut admitted = admit(shared, exchange, caller, model, &mut request)?;
+    if let Some(candidate) = candidate {
+        match shared.idempotency.claim(*candidate).await {
+            Ok(claim) => admitted.claim = Some(claim),
+            Err(refusal) => {
+                admitted.permit.settle_tokens(0, exchange.arrival.clock.now_us());
+                exchange.step = Step::Authenticated(admitted.caller);
+                return Err(refusal);
+            }
+        }
+    }
+    let candidates = candidates(&admitted.model.targets, request_id.as_u128() as u64);
+    let signatures = shared.signatures.scope(&admitted.caller.record.account_id);
+    let tape = replay::replace(session, shared.clock, exchange.arrival.snapshot.billing.drain_max);
     shared.observe_overhead(read_us, exchange.arrival.clock.now_us());
     exchange.step = Step::Dispatched(Box::new(Dispatch {
-        admitted: Admitted { caller, model, permit, ticket: Some(ticket) },
+        admitted,
         request,
         tape,
         candidates,
@@ -282,6 +291,30 @@ fn bounds(request: &ChatRequest, model: &Model) -> Bounds {
         output_tokens: most(&|target| dialect::output_ceiling(request, target, model.output_tokens_max)),
         choices: request.choices(),
     }
+}
+
+/// Takes the request's place in the limits and in the books.
+fn admit(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    caller: Caller,
+    model: Arc<Model>,
+    request: &mut ChatRequest,
+) -> Result<Admitted, Refusal> {
+    let key_limits = limits_of(exchange, &caller.entry)?;
+    let now_us = exchange.arrival.clock.now_us();
+    let reserved = reservation(request, &model);
+    let open = || ticket(shared, exchange, &caller, request, &model);
+    let (permit, ticket) = match caller.entry.limiter.admit_with(&key_limits, reserved, now_us, open) {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            let window = caller.entry.limiter.view(&key_limits, now_us);
+            exchange.step = Step::Authenticated(Caller { window, ..caller });
+            return Err(refusal);
+        }
+    };
+    let caller = Caller { window: *permit.view(), ..caller };
+    Ok(Admitted { caller, model, permit, ticket: Some(ticket), claim: None })
 }
 
 fn find_model(exchange: &Exchange, caller: &Caller, id: &str) -> Result<Arc<Model>, Refusal> {

@@ -1,7 +1,9 @@
-//! What the relay answers by itself: refusals, and the models.
+//! What the relay answers by itself: refusals, the models, and what it has answered before.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderName};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderName};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
 use pingora_proxy::Session;
@@ -9,8 +11,10 @@ use serde_json::{Value, json};
 use uuid::fmt::Hyphenated;
 
 use super::admission::{Received, may_use, model_not_found};
-use super::body::{self, Substitute};
+use super::body;
 use super::exchange::{Caller, Exchange};
+use super::idempotency::Replay;
+use super::tape::Substitute;
 use crate::relay::admit::Window;
 use crate::relay::dialect::ProviderError;
 use crate::relay::meter::{NanoUsd, Rates};
@@ -56,6 +60,27 @@ pub(super) async fn model(session: &mut Session, exchange: &mut Exchange, id: &s
     let model = exchange.arrival.snapshot.catalogue.model(id).filter(|_| may_use(exchange, &caller, id)).cloned();
     let Some(model) = model else { return Err(model_not_found(id)) };
     let _ = write(session, exchange, 200, describe(&model).to_string().into_bytes(), None).await;
+    exchange.answered(Some(model), None);
+    Ok(Received::Answered)
+}
+
+/// The answer that an equal request got before.
+pub(super) async fn replay(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    model: Arc<Model>,
+    replay: Replay,
+) -> Result<Received, Refusal> {
+    let failed = |_| Refusal::new(Cause::InternalError, "The answer could not be written.");
+    let mut header = head(exchange, replay.status, replay.body.len(), None).map_err(failed)?;
+    header.insert_header(CONTENT_TYPE, &*replay.content_type).map_err(failed)?;
+    header.insert_header("idempotent-replayed", "true").map_err(failed)?;
+    if replay.content_type.starts_with("text/event-stream") {
+        header.insert_header(CACHE_CONTROL, "no-cache").map_err(failed)?;
+    }
+    if session.downstream_session.write_response_header(header).await.is_ok() {
+        let _ = session.downstream_session.write_response_body(replay.body, true).await;
+    }
     exchange.answered(Some(model), None);
     Ok(Received::Answered)
 }

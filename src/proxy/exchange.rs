@@ -10,8 +10,9 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use uuid::Uuid;
 
-use super::body::Tape;
 use super::clock::Clock;
+use super::idempotency::Claim;
+use super::tape::Tape;
 use super::{Shared, settle};
 use crate::billing::Ticket;
 use crate::config::Snapshot;
@@ -76,6 +77,8 @@ pub(super) struct Admitted {
     pub(super) permit: Permit,
     /// `None` once the request's record has been handed over.
     pub(super) ticket: Option<Ticket>,
+    /// On its `Idempotency-Key`, where it has one.
+    pub(super) claim: Option<Box<Claim>>,
 }
 
 /// An admitted request on its way to an upstream.
@@ -209,6 +212,16 @@ impl Exchange {
         }
     }
 
+    /// The claim on the request's `Idempotency-Key`, to be settled where there is time to wait for it.
+    pub(super) fn take_claim(&mut self) -> Option<Box<Claim>> {
+        let (admitted, tape) = match &mut self.step {
+            Step::Dispatched(dispatch) => (&mut dispatch.admitted, &dispatch.tape),
+            Step::Answering(answering) => (&mut answering.admitted, &answering.tape),
+            _ => return None,
+        };
+        admitted.claim.take().or_else(|| tape.take_claim())
+    }
+
     /// Commits to the upstream that is being asked: from here its answer passes.
     pub(super) fn commit(
         &mut self,
@@ -266,7 +279,18 @@ impl Answering {
         if self.first_token_us.is_none() && self.answer.began() {
             self.first_token_us = Some(now_us);
         }
+        if let Some(claim) = &mut self.admitted.claim {
+            claim.tee(&out);
+        }
         out
+    }
+
+    /// The answer has ended so, with these bytes: its claim is settled before they are written.
+    pub(super) fn end_claim(&mut self, outcome: Outcome, last: &[u8]) {
+        if let Some(mut claim) = self.admitted.claim.take() {
+            claim.ended(outcome, last);
+            self.tape.settle_claim_at_end(claim);
+        }
     }
 }
 

@@ -12,15 +12,18 @@ mod clock;
 mod demo;
 mod exchange;
 mod failed_logins;
+mod idempotency;
 mod in_flight;
 mod keyring;
 mod listeners;
 mod machines;
 mod passing;
 mod phases;
+mod replay;
 mod resolve;
 mod server;
 mod settle;
+mod tape;
 mod tries;
 mod upstream;
 
@@ -33,6 +36,7 @@ use time::format_description::well_known::Rfc3339;
 use self::clock::Clock;
 use self::demo::Demo;
 use self::failed_logins::FailedLogins;
+use self::idempotency::Idempotency;
 use self::in_flight::InFlight;
 use self::keyring::Keyring;
 use self::resolve::Resolver;
@@ -50,6 +54,7 @@ pub struct Shared {
     live: Arc<Live>,
     keyring: Arc<Keyring>,
     recorder: Recorder,
+    idempotency: Idempotency,
     metrics: Arc<Metrics>,
     access_log: AccessLog,
     resolver: Resolver,

@@ -9,9 +9,9 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::body::{NOT_BILLED, Substitute, UPSTREAM_OVERDUE};
 use super::exchange::{Exchange, Step};
 use super::phases::{Relay, out_of_order};
+use super::tape::{NOT_BILLED, Substitute, UPSTREAM_OVERDUE};
 use super::{answer, upstream};
 use crate::relay::dialect::{self, AnswerTerms, Outcome, ProviderError, error_event};
 use crate::relay::refusal::{Cause, Refusal};
@@ -54,6 +54,9 @@ impl Relay {
         // A document that is translated is told when it is whole: until then it may still turn out to be an error.
         let is_gathered = !unchanged && !is_stream;
         dispatch.tape.hold(is_gathered);
+        if let Some(claim) = &mut dispatch.admitted.claim {
+            claim.begin(&new);
+        }
         answer::stamp(&mut new, exchange)?;
         *head = new.clone();
         exchange.status = 200;
@@ -66,6 +69,7 @@ impl Relay {
         let Step::Answering(answering) = &mut exchange.step else { return Ok(passed) };
         let ended = answering.answer.end();
         answering.outcome = Some(ended.outcome);
+        answering.end_claim(ended.outcome, &ended.append);
         let all = joined(passed, &ended.append);
         if let Some(head) = answering.late_head.take() {
             return self.finish_gathered(exchange, head, all, ended.outcome);

@@ -15,11 +15,12 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use super::admission::{self, Received};
-use super::body::{self, NOT_BILLED, Tape, UPSTREAM_OVERDUE};
 use super::exchange::{Exchange, Refused, Step};
+use super::idempotency::Claim;
 use super::listeners::HadRequest;
 use super::passing::{joined, told};
-use super::{Shared, answer, clock, settle, upstream};
+use super::tape::{NOT_BILLED, Tape, UPSTREAM_OVERDUE};
+use super::{Shared, answer, clock, replay, settle, upstream};
 use crate::relay::dialect::{self, Outcome, ProviderError, error_event};
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::Target;
@@ -272,7 +273,7 @@ impl ProxyHttp for Relay {
     /// Nothing more will be tried. The client is told in whatever way is left.
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
         if let Some(tape) = exchange.tape().cloned() {
-            body::restore(session, &tape);
+            replay::restore(session, &tape);
         }
         let began = session.response_written().is_some_and(|head| !head.status.is_informational());
         let Some(told) = told(error, exchange) else {
@@ -281,7 +282,9 @@ impl ProxyHttp for Relay {
         let cause = answer::cause_of(&told);
         tracing::warn!(request_id = %exchange.arrival.request_id, code = cause.code(), reason = %error, "a request failed");
         self.shared.metrics.refused(cause);
+        let mut claim = exchange.take_claim();
         if !began {
+            settle(claim).await;
             session.set_keepalive(None);
             let _ = answer::tell(session, exchange, &told).await;
         } else if let (Step::Answering(answering), ProviderError::Provider(refusal)) = (&mut exchange.step, &told) {
@@ -290,6 +293,10 @@ impl ProxyHttp for Relay {
             if answering.is_stream {
                 let ended = answering.answer.end();
                 answering.outcome = Some(ended.outcome);
+                if let Some(claim) = &mut claim {
+                    claim.ended(ended.outcome, &ended.append);
+                }
+                settle(claim).await;
                 let last = match ended.outcome {
                     // What is whole here has not reached the client.
                     _ if error.etype() == &NOT_BILLED => error_event(refusal),
@@ -305,7 +312,7 @@ impl ProxyHttp for Relay {
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, exchange: &mut Exchange) {
         if let Some(tape) = exchange.tape().cloned() {
-            body::restore(session, &tape);
+            replay::restore(session, &tape);
         }
     }
 
@@ -330,12 +337,24 @@ impl Relay {
     }
 }
 
-/// The answer is at its end: nothing more of it passes before its record is kept.
+/// The answer is at its end: nothing more of it passes before its record is kept, and its claim settled.
 fn await_record(exchange: &mut Exchange) {
+    if let Step::Answering(answering) = &mut exchange.step
+        && answering.answer.is_whole()
+    {
+        answering.end_claim(Outcome::Complete, b"");
+    }
     if let Some(receipt) = settle::settle_answer(exchange)
         && let Some(tape) = exchange.tape()
     {
         tape.await_receipt(receipt);
+    }
+}
+
+/// Settles a claim before the client is told of the end.
+async fn settle(claim: Option<Box<Claim>>) {
+    if let Some(claim) = claim {
+        claim.settle().await;
     }
 }
 

@@ -27,6 +27,7 @@ use super::certificates::Certificates;
 use super::clock::Clock;
 use super::demo::Demo;
 use super::failed_logins::FailedLogins;
+use super::idempotency::Idempotency;
 use super::in_flight::InFlight;
 use super::keyring::Keyring;
 use super::listeners::HeadDeadline;
@@ -102,11 +103,14 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         .block_on(Keyring::open(store.clone()))
         .map_err(|error| ServeError::Billing(format!("the store cannot be read: {error}")))?;
     let keyring = Arc::new(keyring);
+    let clock = Clock::start();
+    let (idempotency, desk) = Idempotency::new(store.clone(), clock);
     let shared = Arc::new(Shared {
-        clock: Clock::start(),
+        clock,
         live: Arc::clone(&live),
         keyring: Arc::clone(&keyring),
         recorder,
+        idempotency,
         metrics: Arc::clone(&metrics),
         access_log,
         resolver: Resolver::new(),
@@ -117,11 +121,10 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         draining: AtomicBool::new(false),
     });
 
-    let (end_billing, billing_ended) = oneshot::channel();
-    let told = async move {
-        let _ = billing_ended.await;
-    };
+    let (end_billing, told) = ending();
     let billing_done = runtime.spawn(worker.run(told, observer(&metrics, &shared.access_log)));
+    let (end_desk, told) = ending();
+    let desk_done = runtime.spawn(desk.run(told));
     let background = [
         runtime.spawn(async move { keyring.follow().await }),
         runtime.spawn(config::watch(live, reloaded(Arc::clone(&metrics)))),
@@ -129,16 +132,29 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     ];
 
     let pingora_ended = run_pingora(&shared, &snapshot.listen)?;
-    wait_until_listening(&snapshot.listen);
+    wait_until_listening(&shared, &snapshot.listen);
     started();
     wait_for_the_end(&shared, &pingora_ended);
 
     for task in background {
         task.abort();
     }
+    let _ = end_desk.send(());
+    if runtime.block_on(desk_done).is_err() {
+        tracing::error!("claims on Idempotency-Keys were not settled; they end by themselves");
+    }
     flush(runtime.handle(), end_billing, billing_done);
     log_writer.end();
     Ok(())
+}
+
+/// A word that tells work to end once the requests have, and what it is heard by.
+fn ending() -> (oneshot::Sender<()>, impl Future<Output = ()>) {
+    let (end, ended) = oneshot::channel();
+    let told = async move {
+        let _ = ended.await;
+    };
+    (end, told)
 }
 
 /// What becomes of a record once billing has priced it: the metrics of what was used, and its line.
@@ -217,13 +233,17 @@ fn addresses(listen: &config::Listen) -> impl Iterator<Item = (&'static str, Soc
 }
 
 /// Pingora opens its listeners in its own time; nobody is to be told of them before.
-fn wait_until_listening(listen: &config::Listen) {
+fn wait_until_listening(shared: &Shared, listen: &config::Listen) {
     let patience = Instant::now() + LISTENING_WITHIN;
     for (name, mut address) in addresses(listen) {
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
         }
         while TcpStream::connect_timeout(&address, LOOK_EVERY).is_err() {
+            // Told to end in its first moment, the process has closed what it had opened.
+            if shared.draining.load(Ordering::Acquire) {
+                return;
+            }
             if Instant::now() > patience {
                 tracing::error!(%name, %address, "the listener did not open");
                 return;

@@ -100,7 +100,13 @@ fn bill(exchange: &Exchange, answering: &mut Answering) -> Option<Receipt> {
     let outcome = match answering.outcome {
         Some(outcome) => outcome,
         None if answer.is_whole() => Outcome::Complete,
-        None => answer.end().outcome,
+        None => {
+            let ended = answer.end();
+            if let Some(claim) = answering.admitted.claim.as_mut().filter(|_| told) {
+                claim.ended(ended.outcome, &ended.append);
+            }
+            ended.outcome
+        }
     };
     // Some report the prompt first and the answer last: of an answer that broke off, its own tokens are counted.
     let output_is_missing = !answer.output_is_reported()
@@ -166,7 +172,7 @@ struct Used {
 
 /// Hands the request's record over; `None` where that was done before.
 fn record(exchange: &Exchange, admitted: &mut Admitted, used: Used) -> Option<Receipt> {
-    let Admitted { caller, model, permit, ticket } = admitted;
+    let Admitted { caller, model, permit, ticket, .. } = admitted;
     let ticket = ticket.take()?;
     let status = status_of(exchange);
     count(exchange, &model.id, &used.provider, status, used.first_token_us);

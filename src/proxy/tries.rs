@@ -87,6 +87,9 @@ impl Relay {
         let Some(refused) = dispatch.refused.take() else { return Ok(()) };
         let told = self.judge_refusal(dispatch, &refused)?;
         let tape = Arc::clone(&dispatch.tape);
+        if let Some(claim) = dispatch.admitted.claim.take() {
+            tape.settle_claim_at_end(claim);
+        }
         self.shared.metrics.refused(answer::cause_of(&told));
         tape.substitute(answer::substitute(exchange, &told)?);
         Ok(())

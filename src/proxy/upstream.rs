@@ -13,8 +13,8 @@ use pingora::{Error, ErrorSource, ErrorType};
 use tokio::time::timeout;
 
 use super::Shared;
-use super::body::UPSTREAM_OVERDUE;
 use super::exchange::Dispatch;
+use super::tape::UPSTREAM_OVERDUE;
 use crate::relay::dialect::ProviderError;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Dialect, Endpoint, Provider, Secret};

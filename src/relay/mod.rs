@@ -4,6 +4,7 @@
 pub mod admit;
 pub mod auth;
 pub mod dialect;
+pub mod idempotency;
 pub mod json;
 pub mod meter;
 pub mod refusal;

@@ -48,6 +48,8 @@ causes! {
     InvalidValue => 400, "invalid_request_error", "invalid_value";
     /// The request's head or framing is not one that can be trusted.
     BadRequest => 400, "invalid_request_error", "bad_request";
+    /// The `Idempotency-Key` came with another body before.
+    IdempotencyKeyReused => 400, "invalid_request_error", "idempotency_key_reused";
     /// Missing, malformed, unknown, expired, revoked, suspended: one for all.
     InvalidApiKey => 401, "authentication_error", "invalid_api_key";
     /// The account's balance is used up.
@@ -64,6 +66,12 @@ causes! {
     UnknownUrl => 404, "invalid_request_error", "unknown_url";
     /// The path is right, the method is not.
     MethodNotAllowed => 405, "invalid_request_error", "method_not_allowed";
+    /// The first request with this `Idempotency-Key` is still running.
+    IdempotencyInProgress => 409, "invalid_request_error", "idempotency_in_progress";
+    /// A request with this `Idempotency-Key` was answered at such length that the answer was not kept.
+    IdempotencyAnswerTooLarge => 409, "invalid_request_error", "idempotency_answer_too_large";
+    /// A request with this `Idempotency-Key` was answered, and its answer had to make room.
+    IdempotencyAnswerDropped => 409, "invalid_request_error", "idempotency_answer_dropped";
     /// The client took too long to send its request.
     RequestTimeout => 408, "invalid_request_error", "request_timeout";
     /// The body is larger than the relay takes.

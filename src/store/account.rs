@@ -33,12 +33,37 @@ pub struct Account {
 pub struct Credit {
     /// Its place in the ledger.
     pub seq: i64,
+    /// Whether it gave or took back.
+    pub kind: CreditKind,
     /// Positive for a grant, negative for a correction.
     pub amount: NanoUsd,
     /// What the operator wrote beside it.
     pub note: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub created_at_ms: i64,
+}
+
+/// What an entry that no request caused is in the ledger. A request's is `usage`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreditKind {
+    /// Money that the account was given.
+    Grant,
+    /// Money that was taken back.
+    Correction,
+}
+
+impl CreditKind {
+    /// As the ledger, tables and JSON have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CreditKind::Grant => "grant",
+            CreditKind::Correction => "correction",
+        }
+    }
+
+    fn of(amount: NanoUsd) -> Self {
+        if amount.0 < 0 { CreditKind::Correction } else { CreditKind::Grant }
+    }
 }
 
 type AccountRow = (String, String, String, bool, i64, i64, i64);
@@ -108,7 +133,7 @@ impl Store {
         )
         .bind(seq)
         .bind(id)
-        .bind(if amount.0 < 0 { "correction" } else { "grant" })
+        .bind(CreditKind::of(amount).name())
         .bind(amount.0)
         .bind(note)
         .bind(now_ms)
@@ -122,14 +147,18 @@ impl Store {
 
     /// An account's grants and corrections, newest first.
     pub async fn credits(&self, id: &str) -> Result<Vec<Credit>, StoreError> {
-        let rows: Vec<(i64, i64, Option<String>, i64)> = sqlx::query_as(
-            "SELECT seq, amount_nano_usd, note, created_at_ms FROM ledger_entries \
+        let rows: Vec<(i64, String, i64, Option<String>, i64)> = sqlx::query_as(
+            "SELECT seq, kind, amount_nano_usd, note, created_at_ms FROM ledger_entries \
              WHERE account_id = $1 AND kind <> 'usage' ORDER BY seq DESC",
         )
         .bind(id)
         .fetch_all(&self.pool)
         .await?;
-        let credit = |(seq, nano, note, created_at_ms)| Credit { seq, amount: NanoUsd(nano), note, created_at_ms };
+        let credit = |(seq, kind, nano, note, created_at_ms): (i64, String, i64, Option<String>, i64)| {
+            // The table takes no other kinds.
+            let kind = if kind == CreditKind::Correction.name() { CreditKind::Correction } else { CreditKind::Grant };
+            Credit { seq, kind, amount: NanoUsd(nano), note, created_at_ms }
+        };
         Ok(rows.into_iter().map(credit).collect())
     }
 
@@ -209,8 +238,20 @@ mod tests {
         assert_eq!((account.balance, account.balance_seq), (NanoUsd(4_999_999_700), 3));
         let credits = fixture.store.credits(id).await.unwrap();
         let expected = [
-            Credit { seq: 3, amount: NanoUsd(-200), note: Some("a mistake".into()), created_at_ms: 3_000 },
-            Credit { seq: 1, amount: NanoUsd(5_000_000_000), note: None, created_at_ms: 1_000 },
+            Credit {
+                seq: 3,
+                kind: CreditKind::Correction,
+                amount: NanoUsd(-200),
+                note: Some("a mistake".into()),
+                created_at_ms: 3_000,
+            },
+            Credit {
+                seq: 1,
+                kind: CreditKind::Grant,
+                amount: NanoUsd(5_000_000_000),
+                note: None,
+                created_at_ms: 1_000,
+            },
         ];
         assert_eq!(credits, expected);
     }

@@ -27,7 +27,7 @@ pub enum DifferenceKind {
     Spent,
     /// A request's cost is not its entry's amount, or the two name different payers or requests.
     Cost,
-    /// A request has no entry.
+    /// A request that cost something has no entry.
     EntryMissing,
     /// An entry of usage has no request.
     UsageMissing,
@@ -54,7 +54,7 @@ impl DifferenceKind {
 
 /// Each finds the differences of its kind: the id, what is stored, what the ledger says. Costs are positive in the usage
 /// rows and negative in the ledger.
-const CHECKS: [(DifferenceKind, &str); 7] = [
+const CHECKS: &[(DifferenceKind, &str)] = &[
     (
         DifferenceKind::Balance,
         "SELECT a.id, a.balance_nano_usd, CAST(COALESCE(e.balance, 0) AS BIGINT) FROM accounts a LEFT JOIN \
@@ -77,7 +77,8 @@ const CHECKS: [(DifferenceKind, &str); 7] = [
     (
         DifferenceKind::EntryMissing,
         "SELECT u.request_id, u.cost_nano_usd, CAST(NULL AS BIGINT) FROM usage_records u \
-         WHERE NOT EXISTS (SELECT 1 FROM ledger_entries e WHERE e.seq = u.seq) ORDER BY u.request_id",
+         WHERE u.cost_nano_usd <> 0 \
+         AND NOT EXISTS (SELECT 1 FROM ledger_entries e WHERE e.seq = u.seq) ORDER BY u.request_id",
     ),
     (
         DifferenceKind::UsageMissing,
@@ -106,7 +107,7 @@ impl Store {
         let mut transaction = self.read().await?;
         let mut differences = Vec::new();
         for (kind, sql) in CHECKS {
-            differences.extend(check(&mut transaction, kind, sql).await?);
+            differences.extend(check(&mut transaction, *kind, sql).await?);
         }
         Ok(differences)
     }

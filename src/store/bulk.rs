@@ -77,17 +77,18 @@ pub(super) async fn insert_usage(
     Ok(seqs.filter(|seq| !used.contains(seq)).collect())
 }
 
-/// Inserts the ledger's entries for the usage rows that are numbered so.
+/// Inserts the ledger's entries for the usage rows that are numbered so, but for those that are to have none.
 pub(super) async fn insert_entries(
     connection: &mut SqliteConnection,
     first_seq: i64,
     last_seq: i64,
+    unentered: &[i64],
 ) -> Result<(), StoreError> {
     const INSERT: &str = "INSERT INTO ledger_entries \
          (seq, account_id, key_id, kind, amount_nano_usd, request_id, created_at_ms) \
          SELECT seq, account_id, key_id, 'usage', -cost_nano_usd, request_id, started_at_ms + total_ms \
-         FROM usage_records WHERE seq BETWEEN $1 AND $2 ORDER BY seq";
-    sqlx::query(INSERT).bind(first_seq).bind(last_seq).execute(connection).await?;
+         FROM usage_records WHERE seq BETWEEN $1 AND $2 AND seq NOT IN (SELECT value FROM json_each($3)) ORDER BY seq";
+    sqlx::query(INSERT).bind(first_seq).bind(last_seq).bind(json(&unentered)?).execute(connection).await?;
     Ok(())
 }
 

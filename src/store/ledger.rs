@@ -1,4 +1,4 @@
-//! Settling: finished requests become usage rows and ledger entries, each at most once.
+//! Settling: finished requests become usage rows and, where there is something to enter, ledger entries, each at most once.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -37,7 +37,8 @@ pub struct Settled {
 
 impl Store {
     /// Enters finished requests in one transaction: a usage row, a ledger entry of minus its cost, the account's balance
-    /// and the key's spending. A request that was entered before is left as it is, so a call may be repeated.
+    /// and the key's spending. A request that failed and cost nothing has its usage row and no entry. A request that was
+    /// settled before is left as it is, so a call may be repeated.
     ///
     /// It fails only when the database does, and then nothing was entered: a request whose account or key is not there
     /// is entered nevertheless (with sums of 0 in the answer), for the audit to name.
@@ -47,11 +48,14 @@ impl Store {
         let last_seq = Counter::LedgerSeq.advance(&mut transaction, count).await?;
         let first_seq = last_seq - count + 1;
         let repeated = bulk::insert_usage(&mut transaction, first_seq, records).await?;
-        bulk::insert_entries(&mut transaction, first_seq, last_seq).await?;
+        let unentered: Vec<i64> =
+            (first_seq..).zip(records).filter(|(_, record)| !is_entered(record)).map(|(seq, _)| seq).collect();
+        bulk::insert_entries(&mut transaction, first_seq, last_seq, &unentered).await?;
         let (mut by_account, mut by_key) = (Sums::new(), Sums::new());
         for (seq, record) in (first_seq..).zip(records) {
             let fresh = !repeated.contains(&seq);
-            let charge = if fresh { Sum { amount: charged(record), seq } } else { Sum::default() };
+            let moves = fresh && is_entered(record);
+            let charge = if moves { Sum { amount: charged(record), seq } } else { Sum::default() };
             by_account.entry(&record.account_id).or_default().add(charge);
             by_key.entry(&record.key_id).or_default().add(charge);
         }
@@ -121,6 +125,12 @@ async fn charge(
     kept.write(connection, &moved).await
 }
 
+/// Whether a record's request is in the ledger: not where it failed before it cost anything, for then no money moved. A whole
+/// answer that was free is there, with an amount of 0.
+fn is_entered(record: &UsageRecord) -> bool {
+    charged(record) != NanoUsd(0) || (record.status < 400 && !record.interrupted)
+}
+
 /// What a record's request is charged.
 pub(super) fn charged(record: &UsageRecord) -> NanoUsd {
     record.cost.clamp(NanoUsd(0), COST_MAX)
@@ -157,10 +167,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_without_cost_has_its_entry() {
+    async fn a_request_that_failed_has_an_entry_only_if_it_cost_something() {
         let fixture = Fixture::with_credit("5").await;
-        assert!(fixture.store.settle(&[record(&fixture, 0)]).await.unwrap()[0].fresh);
+        let with = |cost, status, interrupted| UsageRecord { status, interrupted, ..record(&fixture, cost) };
+        let entered = [with(0, 200, false), with(9, 200, true), with(8, 499, true), with(7, 502, false)];
+        let others = [with(0, 502, false), with(0, 499, true), with(0, 200, true), with(0, 400, false)];
+        let settled = fixture.store.settle(&[entered.clone(), others.clone()].concat()).await.unwrap();
+        assert!(settled.iter().all(|one| one.fresh && one.balance_seq == 5 && one.spent_seq == 5), "{settled:?}");
+        assert_eq!(fixture.account().await.balance, NanoUsd(5_000_000_000 - 24));
+        let ids = "SELECT request_id FROM ledger_entries WHERE kind = 'usage' ORDER BY seq";
+        let ids: Vec<String> = sqlx::query_scalar(ids).fetch_all(&fixture.store.pool).await.unwrap();
+        assert_eq!(ids, entered.map(|record| record.request_id.to_string()));
         assert_eq!(fixture.store.audit().await.unwrap(), []);
+
+        let again = fixture.store.settle(&others).await.unwrap();
+        assert!(again.iter().all(|one| !one.fresh && one.balance_seq == 5 && one.balance == NanoUsd(4_999_999_976)));
+        let usage = fixture.store.usage(&Default::default(), None, 100).await.unwrap();
+        assert_eq!(usage.len(), 8, "each has its row");
+    }
+
+    #[tokio::test]
+    async fn failures_alone_move_no_sum() {
+        let fixture = Fixture::with_credit("5").await;
+        let before = fixture.store.balances_since(0).await.unwrap();
+        let failed = UsageRecord { status: 502, ..record(&fixture, 0) };
+        let settled = fixture.store.settle(&[failed]).await.unwrap();
+        assert_eq!((settled[0].balance, settled[0].balance_seq), (NanoUsd(5_000_000_000), 1));
+        let after = fixture.store.balances_since(0).await.unwrap();
+        assert_eq!((after.accounts, after.keys), (before.accounts, before.keys));
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
-//! Accounts, keys, ledger and usage at rest.
+//! Accounts, keys, ledger and usage at rest, and what requests with an `Idempotency-Key` were answered.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
-//! well (numbered placeholders, shared types, of upserts only `ON CONFLICT DO NOTHING`), so that several nodes can share
-//! a store later. What differs stands in three places: how a transaction begins is here, pragmas and files are in `open`,
-//! rows by the hundred in `bulk`.
+//! well (numbered placeholders, shared types, of upserts only `ON CONFLICT`), so that several nodes can share a store
+//! later. What differs stands in few places: how a transaction begins is here, pragmas and files are in `open`, rows by
+//! the hundred in `bulk`, two lists as JSON in `idempotency`.
 //!
 //! Money has one rule: a balance changes only together with the ledger entry that explains it, in one transaction that
 //! first advances the ledger's counter. That counter's row is the lock that puts all movements of money in order.
@@ -17,15 +17,17 @@ mod change;
 mod error;
 #[cfg(test)]
 mod fixture;
+mod idempotency;
 mod key;
 mod ledger;
 mod open;
 mod usage;
 
-pub use account::{Account, Credit};
+pub use account::{Account, Credit, CreditKind};
 pub use audit::{Difference, DifferenceKind};
 pub use change::{Balance, Balances, Changes};
 pub use error::StoreError;
+pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::Settled;
 use open::Connections;

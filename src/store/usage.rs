@@ -39,6 +39,8 @@ impl UsagePosition {
 /// By what usage is summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
+    /// The account's id.
+    Account,
     /// The public id of the model.
     Model,
     /// The key's id.
@@ -47,10 +49,10 @@ pub enum By {
     Day,
 }
 
-/// The sums over the requests of one model, key or day.
+/// The sums over the requests of one account, model, key or day.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageTotal {
-    /// The model, the key's id, or the day as `YYYY-MM-DD`.
+    /// The account's id, the model, the key's id, or the day as `YYYY-MM-DD`.
     pub group: String,
     /// How many.
     pub requests: u64,
@@ -117,9 +119,10 @@ impl Store {
         Ok(rows.into_iter().map(|RecordRow(record)| record).collect())
     }
 
-    /// The sums of requests: the dearest model or key first, or the latest day.
+    /// The sums of requests: the dearest account, model or key first, or the latest day.
     pub async fn usage_by(&self, filter: &UsageFilter, by: By) -> Result<Vec<UsageTotal>, StoreError> {
         let sql = match by {
+            By::Account => select_totals!("account_id", "cost_nano_usd DESC, usage_group"),
             By::Model => select_totals!("model", "cost_nano_usd DESC, usage_group"),
             By::Key => select_totals!("key_id", "cost_nano_usd DESC, usage_group"),
             By::Day => {
@@ -251,6 +254,9 @@ mod tests {
         let totals = fixture.store.usage_by(&filter, By::Key).await.unwrap();
         let usage = record(&fixture, 1).usage;
         assert_eq!(totals, [UsageTotal { group: fixture.key_id.clone(), requests: 1, usage, cost: NanoUsd(1) }]);
+        let by_account = fixture.store.usage_by(&UsageFilter::default(), By::Account).await.unwrap();
+        let groups: Vec<_> = by_account.iter().map(|total| (&*total.group, total.requests, total.cost.0)).collect();
+        assert_eq!(groups, [("acct_b", 1, 50), (&*fixture.account_id, 2, 31)], "the dearest first");
         let everything = fixture.store.usage_by(&UsageFilter::default(), By::Model).await.unwrap();
         assert_eq!((everything[0].requests, everything[0].usage.input, everything[0].cost), (3, 33, NanoUsd(81)));
     }

@@ -182,7 +182,8 @@ impl AccessLog {
     pub fn start() -> io::Result<(Self, Writer)> {
         let page = Arc::<Page>::default();
         let read = Arc::clone(&page);
-        let write = move || write_all(&read, &mut io::stdout().lock());
+        // Not locked for good: others say something there as well.
+        let write = move || write_all(&read, &mut io::stdout());
         let thread = std::thread::Builder::new().name("access log".into()).spawn(write)?;
         Ok((Self { page: Arc::clone(&page) }, Writer { page, thread }))
     }

@@ -5,7 +5,8 @@ and runs COMMAND with all of it in its environment. The exit status is COMMAND's
 
     TOLLGATE_BASE_URL   the client API, `/v1` included
     TOLLGATE_KEYS       a JSON object: `good`, `poor` (no credit), `narrow` (one model), `spent` (no request left in its
-                        minute), `revoked`
+                        minute), `retried` (whose account has no other requests), `revoked`
+    TOLLGATE_STORE      the store's file
 """
 
 import json
@@ -150,13 +151,19 @@ def main():
             "poor": relay.key(dollars=None)["key"],
             "narrow": relay.key("--models", MODELS[1])["key"],
             "spent": relay.key("--rpm", "1")["key"],
+            "retried": relay.key()["key"],
             "revoked": revoked["key"],
         }
         base_url = f"http://127.0.0.1:{relay.http}/v1"
         try:
             relay.start()
             spend(base_url, keys["spent"])
-            environment = {**os.environ, "TOLLGATE_BASE_URL": base_url, "TOLLGATE_KEYS": json.dumps(keys)}
+            environment = {
+                **os.environ,
+                "TOLLGATE_BASE_URL": base_url,
+                "TOLLGATE_KEYS": json.dumps(keys),
+                "TOLLGATE_STORE": str(relay.folder / "tollgate.db"),
+            }
             status = subprocess.run(command, env=environment, check=False).returncode
             if status != 0:
                 print(f"--- the relay's log\n{(relay.folder / 'relay.log').read_text()[-20_000:]}", file=sys.stderr)

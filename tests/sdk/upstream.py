@@ -1,7 +1,7 @@
 """A provider that speaks OpenAI's, Anthropic's and Gemini's dialects, small and scripted by the request, for the SDK tests.
 
 What it answers depends on what it is asked: tools are called, images are measured, `n` and `logprobs` are honoured. A last
-message `fail:STATUS` fails with that status; `break` breaks a stream off in its middle. What the other two dialects say is in
+message `fail:STATUS` fails with that status, `fail:A,B` with each of them once and then answers; `break` breaks a stream off in its middle. What the other two dialects say is in
 messages.py and generate.py. Only the standard library.
 """
 
@@ -25,9 +25,18 @@ class Provider(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
+        self.counts = {}
+        self.lock = threading.Lock()
 
     def start(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def count(self, asked):
+        """How often the same was asked before."""
+        with self.lock:
+            before = self.counts.get(asked, 0)
+            self.counts[asked] = before + 1
+        return before
 
     @property
     def base_url(self):
@@ -51,7 +60,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(404, f"no such path: {self.path}")
         asked = text_of(request["messages"][-1])
         if asked.startswith("fail:"):
-            return self.fail(int(asked[len("fail:"):]), "scripted to fail")
+            statuses = [int(status) for status in asked[len("fail:"):].split(",")]
+            count = self.server.count(asked)
+            if len(statuses) == 1 or count < len(statuses):
+                return self.fail(statuses[count % len(statuses)], "scripted to fail")
         choices = [choice(request, index, asked) for index in range(request.get("n") or 1)]
         usage = {"prompt_tokens": 12, "completion_tokens": 5 * len(choices), "total_tokens": 12 + 5 * len(choices)}
         if request.get("stream"):

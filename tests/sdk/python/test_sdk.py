@@ -1,18 +1,23 @@
 """OpenAI's own Python client against the relay: everything that a program does with it, by its own classes.
 
-Runs under tests/sdk/stage.py, which starts the relay and sets TOLLGATE_BASE_URL and TOLLGATE_KEYS.
+Runs under tests/sdk/stage.py, which starts the relay and sets TOLLGATE_BASE_URL, TOLLGATE_KEYS and TOLLGATE_STORE.
 """
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
+import sqlite3
+import time
 import unittest
+import uuid
 
 import openai
 
 BASE_URL = os.environ["TOLLGATE_BASE_URL"]
 KEYS = json.loads(os.environ["TOLLGATE_KEYS"])
+STORE = os.environ["TOLLGATE_STORE"]
 MODEL = "test-model"
 SLASHED = "vendor/family/model-1"
 TRANSLATED = ["claude", "claude-older", "gemini"]
@@ -29,6 +34,24 @@ def client(key="good", **options):
 
 def say(text):
     return [{"role": "user", "content": text}]
+
+
+def bills(key, count):
+    """Status and cost of each request of a key, once there are so many, and the amounts of its entries in the ledger."""
+    digest = hashlib.sha256(KEYS[key].encode()).hexdigest()
+    of_key = "WHERE key_id = (SELECT id FROM api_keys WHERE digest = ?) ORDER BY seq"
+    end = time.monotonic() + 20
+    while True:
+        store = sqlite3.connect(STORE)
+        try:
+            # Usage and entry are committed together, so what is read last has at least what belongs to the first.
+            usage = store.execute(f"SELECT status, cost_nano_usd FROM usage_records {of_key}", [digest]).fetchall()
+            entries = store.execute(f"SELECT amount_nano_usd FROM ledger_entries {of_key}", [digest]).fetchall()
+        finally:
+            store.close()
+        if len(usage) >= count or time.monotonic() > end:
+            return usage, [amount for (amount,) in entries]
+        time.sleep(0.05)
 
 
 class Counting:
@@ -97,6 +120,24 @@ class Chat(unittest.TestCase):
             calls = stream.get_final_completion().choices[0].message.tool_calls
         self.assertEqual([call.function.name for call in calls], ["get_weather", "get_time"])
         self.assertEqual([json.loads(call.function.arguments) for call in calls], [{"city": "Malmö"}] * 2)
+
+    def test_idempotency_key(self):
+        create = client().chat.completions.with_raw_response.create
+        header = {"Idempotency-Key": str(uuid.uuid4())}
+        first, again = (create(model=MODEL, messages=say("Hi"), extra_headers=header) for _ in range(2))
+        self.assertIsNone(first.headers.get("idempotent-replayed"))
+        self.assertEqual(again.headers["idempotent-replayed"], "true")
+        self.assertEqual((again.text, again.parse().choices[0].message.content), (first.text, TEXT))
+        self.assertNotEqual(again.headers["x-request-id"], first.headers["x-request-id"])
+        with self.assertRaises(openai.BadRequestError) as caught:
+            create(model=MODEL, messages=say("Hello"), extra_headers=header)
+        self.assertEqual(caught.exception.code, "idempotency_key_reused")
+
+    def test_idempotency_key_of_a_stream(self):
+        header = {"Idempotency-Key": str(uuid.uuid4())}
+        for _ in range(2):
+            chunks = list(client().chat.completions.create(model=MODEL, messages=say("Hi"), stream=True, extra_headers=header))
+            self.assertEqual("".join(chunk.choices[0].delta.content or "" for chunk in chunks), TEXT)
 
     def test_image_as_data_uri(self):
         for size in (100, 3_000_000):
@@ -190,6 +231,14 @@ class Errors(unittest.TestCase):
             # The first request and one retry: this is how the test knows that its counter counts retries.
             error = self.fails(openai.InternalServerError, code, text=f"fail:{status}", requests=2, max_retries=1)
             self.assertEqual((error.status_code, error.type), (502, "upstream_error"))
+
+    def test_retries_make_one_entry_and_one_charge(self):
+        counting = Counting("retried", max_retries=2)
+        answer = counting.client.chat.completions.create(model=MODEL, messages=say("fail:500,503"))
+        self.assertEqual((answer.choices[0].message.content, counting.count), (TEXT, 3))
+        # 12 tokens in for 1,000 nano-USD each, 5 out for 2,000.
+        usage, entries = bills("retried", 3)
+        self.assertEqual((usage, entries), ([(502, 0), (502, 0), (200, 22_000)], [-22_000]))
 
     def test_a_broken_stream_raises(self):
         with self.assertRaises(openai.APIError) as caught:
