@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use divan::{Bencher, black_box};
-use tollgate::relay::admit::{KeyLimiter, KeyLimits};
+use tollgate::relay::admit::{Hold, KeyLimiter, KeyLimits, Purse, Spending};
 use tollgate::relay::auth::{ApiKey, KeyCache, KeyRecord};
 use tollgate::relay::meter::NanoUsd;
 
@@ -113,6 +113,28 @@ fn admission_refused(bencher: Bencher) {
         let _ = limiter.admit(&limits, 0, 0).map(drop);
     }
     bencher.bench(|| limiter.admit(black_box(&limits), 0, 1).map(drop));
+}
+
+/// One account's hold under contention: taken from account and key, settled at half of it, and entered into the ledger.
+#[divan::bench(threads = [1, 2, 8, 64])]
+fn hold_and_settle(bencher: Bencher) {
+    let account = Arc::new(Purse::new(NanoUsd(i64::MAX / 2), 1));
+    let spending = Arc::new(Spending::new(NanoUsd(0), 1));
+    bencher.bench(|| {
+        let hold = Hold::take(&account, &spending, None, NanoUsd(black_box(100_000)), NanoUsd(900_000)).ok()?;
+        let charge = hold.settle(NanoUsd(450_000));
+        charge.account.settled(charge.cost, NanoUsd(0), 0);
+        charge.spending.settled(charge.cost, NanoUsd(0), 0);
+        Some(charge)
+    });
+}
+
+/// What an account costs that has nothing left: the early look, and the hold.
+#[divan::bench(threads = [1, 8])]
+fn hold_refused(bencher: Bencher) {
+    let account = Arc::new(Purse::new(NanoUsd(0), 1));
+    let spending = Arc::new(Spending::new(NanoUsd(0), 1));
+    bencher.bench(|| Hold::take(&account, &spending, None, NanoUsd(black_box(1)), NanoUsd(2)).is_ok());
 }
 
 fn contend(bencher: Bencher, limits: KeyLimits, apart_us: u64) {

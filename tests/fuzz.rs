@@ -387,11 +387,14 @@ fn damaged_requests() {
     rounds("requests", REQUEST_ROUNDS, |chance| {
         let body = if chance.below(3) == 0 { damaged(chance, &seeds) } else { altered(chance, &seeds) };
         let asked = body.len();
-        let request = match ChatRequest::parse(body.into()) {
+        let mut request = match ChatRequest::parse(body.into()) {
             Ok(request) => request,
             Err(refusal) => return check_refusal(&refusal),
         };
         read += 1;
+        if chance.below(2) == 0 {
+            request.limit_output([1, 200, 5000, u64::MAX][chance.below(4)]);
+        }
         let rules = rules(chance);
         let most = [1, 4096, u64::MAX][chance.below(3)];
         let quirks: Quirks = Quirk::ALL.iter().copied().filter(|_| chance.below(3) == 0).collect();

@@ -414,8 +414,13 @@ fn an_answer_too_long_to_keep_is_not_billed_again() {
 
 #[test]
 fn an_account_that_has_nothing_left_still_gets_its_answer_again() {
-    let (upstream, relay) = scripted(|request, answer| answer.politely(request));
-    let poor = relay.key_of(&relay.account("open", "0.000001"), &[]).key;
+    // Enough for what is held; and then the provider counts far more than that.
+    let (upstream, relay) = scripted(|_, answer| {
+        let message = json!({"role": "assistant", "content": "Hello there"});
+        let choices = json!([{"index": 0, "message": message, "finish_reason": "stop"}]);
+        answer.json(200, &json!({"id": "c", "object": "chat.completion", "choices": choices, "usage": usage(1000, 2)}));
+    });
+    let poor = relay.key_of(&relay.account("open", "0.0002"), &[]).key;
     let ask = |key: &str| Request::chat(&hello()).key(&poor).header("idempotency-key", key).send(relay.http);
     let served = ask("k");
     assert_served(&served);

@@ -5,7 +5,7 @@ use super::mistake::Place;
 use super::price;
 use super::reader::{Table, Value};
 use super::rules::{self, NamedRules};
-use crate::relay::meter::Price;
+use crate::relay::meter::{ImageTokens, Price};
 
 /// The longest id, in bytes.
 const ID_BYTES_MAX: usize = 256;
@@ -17,6 +17,8 @@ const OWNED_BY: &str = "system";
 pub(super) struct ModelRow {
     pub(super) context_window: u64,
     pub(super) output_tokens_max: u64,
+    /// What images count as, where the provider's usual number is not the model's.
+    pub(super) image_tokens: Option<ImageTokens>,
     pub(super) owned_by: Box<str>,
     pub(super) price: Price,
     /// What is true of it wherever it is had.
@@ -57,6 +59,7 @@ fn content(table: &Table<'_>) -> Option<ModelRow> {
         }
         Some(output)
     });
+    let image_tokens = table.optional("image_tokens").map_or(Some(None), |value| image_tokens(&value).map(Some));
     let owned_by = table.optional("owned_by").map_or(Some(OWNED_BY), |value| value.string());
     let price = table.required("price", r#"write price = { input = "…", output = "…" }, in USD per million tokens"#);
     let price = price.and_then(|value| price::read(&value));
@@ -66,11 +69,21 @@ fn content(table: &Table<'_>) -> Option<ModelRow> {
     Some(ModelRow {
         context_window: context?,
         output_tokens_max: output?,
+        image_tokens: image_tokens?,
         owned_by: owned_by?.into(),
         price: price?,
         rules: rules?,
         targets: targets?,
     })
+}
+
+fn image_tokens(value: &Value<'_>) -> Option<ImageTokens> {
+    let table = value.table()?;
+    let tokens = |value: Value<'_>| value.number(1..=u64::from(u32::MAX));
+    let full = table.required("high", "write how many tokens an image counts as at the most").and_then(tokens);
+    let low = table.optional("low").map_or(full, tokens);
+    table.finish();
+    Some(ImageTokens { full: full?, low: low? })
 }
 
 fn targets_of(value: &Value<'_>) -> Option<Vec<TargetRow>> {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::testing::mistakes_of;
 use super::*;
+use crate::relay::meter::ImageTokens;
 use crate::relay::route::{Dialect, Endpoint, ModelRules, Quirk, Quirks, Sampling, Thinking};
 
 const LISTEN: &str = "[listen]\nhttp = '127.0.0.1:0'\n";
@@ -161,6 +162,7 @@ models = ['x/y']
 id = 'x/y'
 context_window = 10
 output_tokens_max = 5
+image_tokens = { high = 9 }
 price = { input = '0.5', output = '1' }
 targets = [{ provider = 'a', model = 'y', weight = 3, tier = 1 }]
 ";
@@ -174,6 +176,7 @@ targets = [{ provider = 'a', model = 'y', weight = 3, tier = 1 }]
     assert_eq!(snapshot.files.len(), 3, "the file, its include and the secret");
     let model = snapshot.catalogue.model("x/y").unwrap();
     assert_eq!(&*model.owned_by, "system");
+    assert_eq!(model.image_tokens, Some(ImageTokens { full: 9, low: 9 }));
     let target = &model.targets[0];
     assert_eq!((&*target.model, target.weight, target.tier), ("y", 3, 1));
     assert_eq!(target.provider.dialect, Dialect::OpenAi);

@@ -14,12 +14,11 @@ use super::failed_logins::Failed;
 use super::idempotency::{self, Looked};
 use super::{Shared, answer, replay};
 use crate::billing::{Opening, Ticket};
-use crate::relay::admit::{Hold, KeyLimits, check_credit};
+use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
-use crate::relay::dialect::openai::ChatRequest;
-use crate::relay::meter::NanoUsd;
+use crate::relay::dialect::{self, openai::ChatRequest};
 use crate::relay::refusal::{Cause, Refusal};
-use crate::relay::route::{Model, candidates};
+use crate::relay::route::{Model, Target, candidates};
 
 /// What has become of a request.
 pub(super) enum Received {
@@ -210,7 +209,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     };
     let whole = body::read_whole(session, &body_limits).await?;
     let read_us = exchange.arrival.clock.now_us();
-    let request = ChatRequest::parse(whole.clone())?;
+    let mut request = ChatRequest::parse(whole.clone())?;
     let Step::Authenticated(caller) = &exchange.step else {
         return Err(Refusal::new(Cause::InternalError, "The request was not authenticated."));
     };
@@ -224,7 +223,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
             Looked::Repeat(replay) => return answer::replay(session, exchange, model, replay).await,
         },
     };
-    let mut admitted = admit(shared, exchange, caller, model, &request)?;
+    let mut admitted = admit(shared, exchange, caller, model, &mut request)?;
     if let Some(candidate) = candidate {
         match shared.idempotency.claim(*candidate).await {
             Ok(claim) => admitted.claim = Some(claim),
@@ -256,10 +255,20 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     Ok(Received::Dispatched)
 }
 
-/// Holds what the request may come to cost, and opens its record.
-fn ticket(shared: &Shared, exchange: &Exchange, caller: &Caller, model: &Model) -> Result<Ticket, Refusal> {
+/// Holds what the request may come to cost, and opens its record. Where there is less, its answer is to be shorter.
+fn ticket(
+    shared: &Shared,
+    exchange: &Exchange,
+    caller: &Caller,
+    request: &mut ChatRequest,
+    model: &Model,
+) -> Result<Ticket, Refusal> {
     let entry = &caller.entry;
-    let hold = Hold::take(&entry.account, &entry.spending, caller.record.budget, NanoUsd(0), NanoUsd(0))?;
+    let estimate = Estimate::new(&model.price, &bounds(request, model));
+    let hold = Hold::take(&entry.account, &entry.spending, caller.record.budget, estimate.least(), estimate.most())?;
+    if let Some(tokens) = estimate.lowered(hold.amount()) {
+        request.limit_output(tokens);
+    }
     let opening = Opening {
         request_id: exchange.arrival.request_id,
         account_id: caller.record.account_id.clone(),
@@ -273,19 +282,31 @@ fn ticket(shared: &Shared, exchange: &Exchange, caller: &Caller, model: &Model) 
     })
 }
 
+/// What the request may use, at whichever of the model's targets that is the most.
+fn bounds(request: &ChatRequest, model: &Model) -> Bounds {
+    let most = |of: &dyn Fn(&Target) -> u64| model.targets.iter().map(of).max().unwrap_or(u64::MAX);
+    Bounds {
+        prompt_tokens: most(&|target| dialect::prompt_ceiling(request, target, model)),
+        cache: request.ceiling().cache,
+        output_tokens: most(&|target| dialect::output_ceiling(request, target, model.output_tokens_max)),
+        choices: request.choices(),
+    }
+}
+
 /// Takes the request's place in the limits and in the books.
 fn admit(
     shared: &Shared,
     exchange: &mut Exchange,
     caller: Caller,
     model: Arc<Model>,
-    request: &ChatRequest,
+    request: &mut ChatRequest,
 ) -> Result<Admitted, Refusal> {
-    let ticket = ticket(shared, exchange, &caller, &model)?;
     let key_limits = limits_of(exchange, &caller.entry)?;
     let now_us = exchange.arrival.clock.now_us();
-    let permit = match caller.entry.limiter.admit(&key_limits, reservation(request, &model), now_us) {
-        Ok(permit) => permit,
+    let reserved = reservation(request, &model);
+    let open = || ticket(shared, exchange, &caller, request, &model);
+    let (permit, ticket) = match caller.entry.limiter.admit_with(&key_limits, reserved, now_us, open) {
+        Ok(admitted) => admitted,
         Err(refusal) => {
             let window = caller.entry.limiter.view(&key_limits, now_us);
             exchange.step = Step::Authenticated(Caller { window, ..caller });

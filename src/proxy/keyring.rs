@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
+use crate::relay::admit::HoldGauge;
 use crate::relay::auth::{Amount, ApiKey, KeyCache, KeyCacheCounts, KeyEntry};
 use crate::store::{Balance, Store, StoreError};
 
@@ -56,6 +57,11 @@ impl Keyring {
     /// How look-ups ended.
     pub(super) fn counts(&self) -> &KeyCacheCounts {
         self.cache.counts()
+    }
+
+    /// What running requests hold.
+    pub(super) fn holds(&self) -> &HoldGauge {
+        self.cache.holds()
     }
 
     /// Whether the store answered when it was last asked what has changed.

@@ -63,8 +63,11 @@ impl Shared {
     fn observed(&self) -> Observed {
         let keys = self.keyring.counts();
         let billing = self.recorder.state();
+        let holds = self.keyring.holds();
         let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         Observed {
+            holds_active: holds.active(),
+            held_nano_usd: holds.held().0,
             key_cache_hits: read(&keys.hits),
             key_cache_unknown_hits: read(&keys.unknown_hits),
             key_cache_misses: read(&keys.misses),

@@ -19,6 +19,7 @@ use crate::relay::refusal::{Cause, Refusal};
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const X_TOLLGATE_DROPPED: HeaderName = HeaderName::from_static("x-tollgate-dropped");
+const X_TOLLGATE_OUTPUT_TOKENS_MAX: HeaderName = HeaderName::from_static("x-tollgate-output-tokens-max");
 
 impl Relay {
     /// Rewrites the head of an answer that passes, and takes up its reader.
@@ -48,6 +49,9 @@ impl Relay {
         }
         if let Some(dropped) = answer::list_of(&dispatch.dropped) {
             new.insert(X_TOLLGATE_DROPPED, answer::text(&dropped)?);
+        }
+        if let Some(tokens) = dispatch.lowered_output() {
+            new.insert(X_TOLLGATE_OUTPUT_TOKENS_MAX, HeaderValue::from(tokens));
         }
         let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
         // A document that is translated is told when it is whole: until then it may still turn out to be an error.

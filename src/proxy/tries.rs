@@ -40,6 +40,12 @@ impl Dispatch {
         self.target().map(|target| &*target.provider.name).unwrap_or_default()
     }
 
+    /// What the answer's length is lowered to, where who is being asked would have been asked for more.
+    pub(super) fn lowered_output(&self) -> Option<u64> {
+        let ceiling = dialect::output_ceiling(&self.request, self.target()?, self.admitted.model.output_tokens_max);
+        self.request.output_limit().filter(|limit| *limit < ceiling)
+    }
+
     /// What who is being asked speaks.
     pub(super) fn dialect(&self) -> Dialect {
         self.target().map_or(Dialect::OpenAi, |target| target.provider.dialect)

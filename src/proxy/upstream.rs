@@ -12,9 +12,9 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, OrErr};
 use tokio::time::timeout;
 
-use super::{Shared, answer};
 use super::exchange::Dispatch;
 use super::tape::UPSTREAM_OVERDUE;
+use super::{Shared, answer};
 use crate::relay::dialect::ProviderError;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Dialect, Endpoint, Provider, Secret};

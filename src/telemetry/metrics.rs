@@ -27,6 +27,10 @@ pub struct Metrics {
     pub refusals: IntCounterVec,
     /// `tollgate_streams_active`
     pub streams_active: IntGauge,
+    /// `tollgate_holds_active`: requests that hold what they may come to cost.
+    pub holds_active: IntGauge,
+    /// `tollgate_held_nano_usd`: how much they hold.
+    pub held: IntGauge,
     /// `tollgate_upstream_attempts_total{provider,outcome}`
     pub upstream_attempts: IntCounterVec,
     /// `tollgate_upstream_healthy{provider}`: whether the last attempt got an answer.
@@ -53,9 +57,13 @@ pub struct Metrics {
     pub access_lines_dropped: IntCounter,
 }
 
-/// What is counted elsewhere and read at each scrape. All are totals since the start but for what waits.
+/// What is counted elsewhere and read at each scrape. All are totals since the start but for the holds and what waits.
 #[derive(Debug, Default, Clone)]
 pub struct Observed {
+    /// Requests that hold what they may come to cost, now.
+    pub holds_active: i64,
+    /// How much they hold, now.
+    pub held_nano_usd: i64,
     /// Look-ups that the cache answered.
     pub key_cache_hits: u64,
     /// Look-ups of keys that the cache knew not to exist.
@@ -130,6 +138,8 @@ impl Metrics {
             )?,
             refusals: counters(r, "refusals_total", "Refused and failed requests, by error code.", &["code"])?,
             streams_active: gauge(r, "streams_active", "Streamed answers under way.")?,
+            holds_active: gauge(r, "holds_active", "Requests that hold what they may come to cost.")?,
+            held: gauge(r, "held_nano_usd", "What running requests hold of their accounts.")?,
             upstream_attempts: counters(r, "upstream_attempts_total", "Tries at providers.", &["provider", "outcome"])?,
             upstream_healthy: gauges(r, "upstream_healthy", "Whether the last try got an answer.", "provider")?,
             key_cache: counters(r, "key_cache_total", "Key look-ups, by who answered.", &["outcome"])?,
@@ -195,6 +205,8 @@ impl Metrics {
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
         observed.sinks.iter().for_each(|sink| self.take_over_sink(sink));
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
+        self.holds_active.set(observed.holds_active);
+        self.held.set(observed.held_nano_usd);
         set(&self.spool_events, observed.spool_events);
         set(&self.spool_oldest_seconds, observed.spool_oldest_seconds);
     }

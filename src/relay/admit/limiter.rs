@@ -65,11 +65,31 @@ impl KeyLimiter {
     /// # Errors
     /// [`Cause::RateLimitExceeded`] or [`Cause::ConcurrencyLimitExceeded`].
     pub fn admit(self: &Arc<Self>, limits: &KeyLimits, reserve_tokens: u64, now_us: u64) -> Result<Permit, Refusal> {
-        let admitted = lock(&self.taken).admit(limits, reserve_tokens, now_us);
-        match admitted {
-            Ok((reservation, view)) => Ok(Permit { limiter: Arc::clone(self), reservation, view }),
-            Err(denied) => Err(denied.refusal(limits, reserve_tokens)),
+        self.admit_with(limits, reserve_tokens, now_us, || Ok(())).map(|(permit, ())| permit)
+    }
+
+    /// The same, with what else the request needs: it is taken only of a key that is within its limits, and the key's slot only
+    /// if it could be had. So a key that is over its limits holds no money that others could use, and a request that there is
+    /// no money for takes no slot. `take` runs under the key's lock.
+    ///
+    /// # Errors
+    /// As of [`KeyLimiter::admit`], and what `take` fails with.
+    pub fn admit_with<T>(
+        self: &Arc<Self>,
+        limits: &KeyLimits,
+        reserve_tokens: u64,
+        now_us: u64,
+        take: impl FnOnce() -> Result<T, Refusal>,
+    ) -> Result<(Permit, T), Refusal> {
+        let mut taken = lock(&self.taken);
+        if let Err(denied) = taken.check(limits, reserve_tokens, now_us) {
+            drop(taken);
+            return Err(denied.refusal(limits, reserve_tokens));
         }
+        let thing = take()?;
+        let (reservation, view) = taken.take(limits, reserve_tokens, now_us);
+        drop(taken);
+        Ok((Permit { limiter: Arc::clone(self), reservation, view }, thing))
     }
 
     /// The windows as they stand, for answers to requests that were not admitted.
@@ -92,12 +112,7 @@ enum Denied {
 }
 
 impl Taken {
-    fn admit(
-        &mut self,
-        limits: &KeyLimits,
-        reserve_tokens: u64,
-        now_us: u64,
-    ) -> Result<(Option<Reservation>, WindowView), Denied> {
+    fn check(&mut self, limits: &KeyLimits, reserve_tokens: u64, now_us: u64) -> Result<(), Denied> {
         self.requests
             .check(u64::from(limits.requests_per_minute), now_us)
             .map_err(|retry_after_ms| Denied::Requests { retry_after_ms })?;
@@ -110,11 +125,15 @@ impl Taken {
         if limits.concurrent_requests.is_some_and(|limit| self.in_flight >= limit) {
             return Err(Denied::AtOnce);
         }
+        Ok(())
+    }
+
+    fn take(&mut self, limits: &KeyLimits, reserve_tokens: u64, now_us: u64) -> (Option<Reservation>, WindowView) {
         self.requests.take(now_us);
         // Without a limit tokens need no window; a limit that comes later begins with the requests after it.
         let reservation = limits.tokens_per_minute.map(|_| self.tokens.reserve(reserve_tokens, now_us));
         self.in_flight = self.in_flight.saturating_add(1);
-        Ok((reservation, self.view(limits, now_us)))
+        (reservation, self.view(limits, now_us))
     }
 
     fn view(&mut self, limits: &KeyLimits, now_us: u64) -> WindowView {
@@ -258,6 +277,19 @@ mod tests {
         assert_eq!(limiter.in_flight(), 1);
         assert!(limiter.admit(&limits, 0, 0).is_ok());
         assert_eq!(limiter.view(&limits, 0).requests.remaining, 97, "three were admitted; the refused took nothing");
+    }
+
+    #[test]
+    fn what_else_is_needed_is_taken_within_the_limits_or_nothing_is() {
+        let limiter = Arc::new(KeyLimiter::default());
+        let no_money = || Err::<(), _>(Refusal::new(Cause::InsufficientCredits, "None."));
+        let refusal = limiter.admit_with(&limits(1), 0, 0, no_money).unwrap_err();
+        assert_eq!(refusal.cause, Cause::InsufficientCredits);
+        assert_eq!((limiter.in_flight(), limiter.view(&limits(1), 0).requests.remaining), (0, 1), "it took no slot");
+        let (_permit, money) = limiter.admit_with(&limits(1), 0, 0, || Ok(5)).unwrap();
+        assert_eq!(money, 5);
+        let refusal = limiter.admit_with(&limits(1), 0, 0, || -> Result<(), _> { panic!("asked for") }).unwrap_err();
+        assert_eq!(refusal.cause, Cause::RateLimitExceeded);
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! What a key may take: requests and tokens of its windows, requests at once, and its account's credit.
 //!
-//! Windows and counts are exact and belong to one key in this process; how several nodes share them is not known here. The
-//! credit is what is left, not what a request may come to cost: holds are absent yet, [`Purse`] is their place.
+//! Windows, counts and holds are exact and belong to this process; how several nodes share them is not known here. What a
+//! request may come to cost ([`Estimate`]) is held ([`Hold`]) from before it is sent until its cost is known.
 
+mod estimate;
 mod limiter;
 mod purse;
 mod window;
 
+pub use estimate::{Bounds, Estimate};
 pub use limiter::{KeyLimiter, KeyLimits, Permit, WindowView};
-pub use purse::{Charge, Hold, Purse, Spending, check_credit};
+pub use purse::{Charge, Hold, HoldGauge, Purse, Spending, check_credit};
 pub use window::{WINDOW_SECONDS, Window};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

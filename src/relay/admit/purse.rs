@@ -1,10 +1,16 @@
 //! Money that requests are admitted against: an account's credit, and what a key has spent of its budget.
 //!
+//! A request that is admitted holds what it may come to cost. Its hold ends when its cost is known, and the cost takes its place,
+//! or it is released. What is available is what the ledger has, less what is pending, less what is held, and a hold is only
+//! taken of what is available: so requests that run at the same time can never spend more than there is, but for as much as their
+//! holds were too small.
+//!
 //! Each follows the ledger from behind. What requests have cost since is `pending` until the ledger has it, so that a request
 //! that has ended counts at once, not when its entry is committed. The ledger's amount and a request's settlement arrive by two
 //! ways (the poll of the store, the billing worker) and in any order: sequence numbers say which amount is the newer, and a cost
 //! leaves `pending` only with its own settlement. In between it may count twice, never not at all.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::lock;
@@ -15,6 +21,7 @@ use crate::relay::refusal::{Cause, Refusal};
 #[derive(Debug)]
 pub struct Purse {
     state: Mutex<State>,
+    holds: Arc<HoldGauge>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +38,12 @@ struct State {
 impl Purse {
     /// A purse with what the ledger says, up to its entry `seq`.
     pub fn new(committed: NanoUsd, seq: i64) -> Self {
-        Self { state: Mutex::new(State { committed, seq, pending: NanoUsd(0), held: NanoUsd(0) }) }
+        Self::gauged(committed, seq, Arc::default())
+    }
+
+    /// The same, with the gauge that its holds are counted in.
+    pub fn gauged(committed: NanoUsd, seq: i64, holds: Arc<HoldGauge>) -> Self {
+        Self { state: Mutex::new(State { committed, seq, pending: NanoUsd(0), held: NanoUsd(0) }), holds }
     }
 
     /// What is left: the ledger's amount less what is pending and what running requests hold.
@@ -87,7 +99,7 @@ impl Spending {
         Self(Purse::new(negative(spent), seq))
     }
 
-    /// What the key has spent, pending costs included.
+    /// What the key has spent, with what is pending and what its running requests hold.
     pub fn spent(&self) -> NanoUsd {
         negative(self.0.available())
     }
@@ -103,17 +115,23 @@ impl Spending {
     }
 }
 
-/// What one running request may come to cost, held back from its account and from its key's budget. It ends once: settled, or
-/// released when it is dropped.
+/// What one running request may come to cost, held back from its account and from its key's budget.
+///
+/// It ends once and in one place, its drop: at the cost that [`Hold::settle`] has noted, or at nothing. Whatever ends a request
+/// (an answer's end, a client that leaves, a panic, a shutdown that drops its task) drops its hold.
 #[derive(Debug)]
+#[must_use = "what is held is released when the hold is dropped"]
 pub struct Hold {
     account: Arc<Purse>,
     spending: Arc<Spending>,
     amount: NanoUsd,
+    /// What takes the hold's place.
+    cost: NanoUsd,
 }
 
 impl Hold {
-    /// Holds as much of `most` as is free, at least `least`, of the account and of what the budget leaves to the key.
+    /// Holds as much of `most` as is free, at least `least`, of the account and of what the budget leaves to the key. Both are
+    /// looked at and taken from under their locks, so that holds taken at the same time never add up to more than there is.
     ///
     /// # Errors
     /// [`Cause::InsufficientCredits`] where the account has less than `least`; [`Cause::BudgetExceeded`] where only the key has.
@@ -127,19 +145,26 @@ impl Hold {
         let mut purse = lock(&account.state);
         let mut key = lock(&spending.0.state);
         let free = purse.available();
-        if free <= NanoUsd(0) || free < least {
+        if free <= NanoUsd(0) {
             return Err(no_credit());
         }
+        if free < least {
+            return Err(short_credit());
+        }
         // What a key has spent is kept as a purse that began empty.
-        let left = budget.map_or(most, |budget| NanoUsd(budget.0.saturating_add(key.available().0)));
-        if budget.is_some() && (left <= NanoUsd(0) || left < least) {
+        let left = budget.map(|budget| NanoUsd(budget.0.saturating_add(key.available().0)));
+        if left.is_some_and(|left| left <= NanoUsd(0)) {
             return Err(no_budget());
         }
-        let amount = most.min(free).min(left).max(least);
+        if left.is_some_and(|left| left < least) {
+            return Err(short_budget());
+        }
+        let amount = most.min(free).min(left.unwrap_or(most)).max(least);
         purse.held.0 = purse.held.0.saturating_add(amount.0);
         key.held.0 = key.held.0.saturating_add(amount.0);
         drop((purse, key));
-        Ok(Self { account: Arc::clone(account), spending: Arc::clone(spending), amount })
+        account.holds.taken(amount);
+        Ok(Self { account: Arc::clone(account), spending: Arc::clone(spending), amount, cost: NanoUsd(0) })
     }
 
     /// How much is held.
@@ -149,20 +174,45 @@ impl Hold {
 
     /// Ends the hold: the request's cost, as soon as it is known, takes its place.
     pub fn settle(mut self, cost: NanoUsd) -> Charge {
-        let held = std::mem::take(&mut self.amount);
-        self.account.settle_hold(held, cost);
-        self.spending.0.settle_hold(held, cost);
+        self.cost = cost;
         Charge { account: Arc::clone(&self.account), spending: Arc::clone(&self.spending), cost }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let held = std::mem::take(&mut self.amount);
-        if held != NanoUsd(0) {
-            self.account.settle_hold(held, NanoUsd(0));
-            self.spending.0.settle_hold(held, NanoUsd(0));
-        }
+        self.account.settle_hold(self.amount, self.cost);
+        self.spending.0.settle_hold(self.amount, self.cost);
+        self.account.holds.ended(self.amount);
+    }
+}
+
+/// How many holds there are, and how much they hold. Only holds move it.
+#[derive(Debug, Default)]
+pub struct HoldGauge {
+    active: AtomicI64,
+    held: AtomicI64,
+}
+
+impl HoldGauge {
+    /// How many requests hold something, be it nothing.
+    pub fn active(&self) -> i64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// How much they hold in all.
+    pub fn held(&self) -> NanoUsd {
+        NanoUsd(self.held.load(Ordering::Relaxed))
+    }
+
+    fn taken(&self, amount: NanoUsd) {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.held.fetch_add(amount.0, Ordering::Relaxed);
+    }
+
+    fn ended(&self, amount: NanoUsd) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+        self.held.fetch_sub(amount.0, Ordering::Relaxed);
     }
 }
 
@@ -181,7 +231,8 @@ fn negative(amount: NanoUsd) -> NanoUsd {
     NanoUsd(amount.0.saturating_neg())
 }
 
-/// Whether there is credit and budget left for one more request, whatever it may come to cost.
+/// Whether there is anything left for one more request, whatever it may come to cost: what is refused here no [`Hold::take`]
+/// would grant. It tells early what the request itself need not be read for.
 ///
 /// # Errors
 /// [`Cause::InsufficientCredits`], or [`Cause::BudgetExceeded`] where it is only the key's own budget that is used up.
@@ -196,15 +247,37 @@ pub fn check_credit(account: &Purse, spending: &Spending, budget: Option<NanoUsd
 }
 
 fn no_credit() -> Refusal {
-    Refusal::new(Cause::InsufficientCredits, "The account's credit is used up. Add credit to go on.")
+    Refusal::new(
+        Cause::InsufficientCredits,
+        "The account's credit is used up, or held by requests that are still running. Add credit to go on.",
+    )
+}
+
+fn short_credit() -> Refusal {
+    Refusal::new(
+        Cause::InsufficientCredits,
+        "What the account has free does not cover this request's prompt. Add credit, shorten it, or wait for running requests.",
+    )
 }
 
 fn no_budget() -> Refusal {
-    Refusal::new(Cause::BudgetExceeded, "This key has spent its budget. Use another key, or raise its budget.")
+    Refusal::new(
+        Cause::BudgetExceeded,
+        "This key has spent its budget, or holds the rest for requests that are still running. Use another key, or raise its \
+         budget.",
+    )
+}
+
+fn short_budget() -> Refusal {
+    Refusal::new(
+        Cause::BudgetExceeded,
+        "What is left of this key's budget does not cover this request's prompt. Raise it, or wait for running requests.",
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::thread;
 
     use proptest::collection::vec;
@@ -283,6 +356,74 @@ mod tests {
         assert_eq!(purse.available(), NanoUsd(-48_000));
     }
 
+    fn take(
+        purse: &Arc<Purse>,
+        spending: &Arc<Spending>,
+        budget: Option<i64>,
+        least: i64,
+        most: i64,
+    ) -> Result<Hold, Cause> {
+        Hold::take(purse, spending, budget.map(NanoUsd), NanoUsd(least), NanoUsd(most)).map_err(|refusal| refusal.cause)
+    }
+
+    fn purses(balance: i64) -> (Arc<Purse>, Arc<Spending>) {
+        (Arc::new(Purse::new(NanoUsd(balance), 1)), Arc::new(Spending::new(NanoUsd(0), 1)))
+    }
+
+    #[test]
+    fn a_hold_takes_what_is_free_and_its_cost_takes_its_place() {
+        let (purse, spending) = purses(100);
+        let first = take(&purse, &spending, Some(90), 10, 60).unwrap();
+        assert_eq!((first.amount(), purse.available(), spending.spent()), (NanoUsd(60), NanoUsd(40), NanoUsd(60)));
+        let second = take(&purse, &spending, Some(90), 10, 60).unwrap();
+        assert_eq!((second.amount(), purse.available()), (NanoUsd(30), NanoUsd(10)), "what the budget leaves");
+        assert_eq!(take(&purse, &spending, Some(90), 10, 60).unwrap_err(), Cause::BudgetExceeded);
+        assert_eq!(
+            take(&purse, &spending, Some(99), 10, 60).unwrap_err(),
+            Cause::BudgetExceeded,
+            "less than the prompt"
+        );
+        assert_eq!(take(&purse, &spending, None, 11, 60).unwrap_err(), Cause::InsufficientCredits);
+        assert_eq!((purse.holds.active(), purse.holds.held()), (2, NanoUsd(90)), "the refused hold nothing");
+        let charge = first.settle(NanoUsd(75));
+        assert_eq!((charge.cost, purse.available(), spending.spent()), (NanoUsd(75), NanoUsd(-5), NanoUsd(105)));
+        drop(second);
+        assert_eq!((purse.available(), spending.spent()), (NanoUsd(25), NanoUsd(75)));
+        assert_eq!((purse.holds.active(), purse.holds.held(), purse.held()), (0, NanoUsd(0), NanoUsd(0)));
+    }
+
+    #[test]
+    fn a_panic_releases_what_was_held() {
+        let (purse, spending) = purses(100);
+        let panicked = std::panic::catch_unwind(|| {
+            let _hold = take(&purse, &spending, None, 1, 60).unwrap();
+            panic!("in the middle of a request");
+        });
+        assert!(panicked.is_err());
+        assert_eq!((purse.available(), spending.spent(), purse.holds.active()), (NanoUsd(100), NanoUsd(0), 0));
+    }
+
+    #[test]
+    fn of_a_thousand_at_once_as_many_get_a_hold_as_there_is_money_for() {
+        let (purse, spending) = purses(10 * 7);
+        let barrier = Barrier::new(8);
+        let held: Vec<Hold> = thread::scope(|scope| {
+            let work = || {
+                barrier.wait();
+                (0..125).filter_map(|_| take(&purse, &spending, None, 7, 7).ok()).collect::<Vec<_>>()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!((held.len(), purse.available()), (10, NanoUsd(0)));
+        for hold in held {
+            let amount = hold.amount();
+            drop(hold.settle(amount));
+            assert_eq!(purse.available(), NanoUsd(0), "at no moment below, nor above");
+        }
+        assert_eq!((purse.held(), purse.holds.active()), (NanoUsd(0), 0));
+    }
+
     proptest! {
         /// Requests of many costs are charged, committed and reported back in any interleaving, with polls in between that
         /// may be stale. What is available is never more than the truth, and is the truth when all is reported.
@@ -324,6 +465,72 @@ mod tests {
                 purse.settled(NanoUsd(costs[reported - 1]), NanoUsd(ledger[reported]), reported as i64);
             }
             prop_assert_eq!(purse.available(), NanoUsd(ledger[charged]));
+        }
+
+        /// Requests of two keys that take, settle, are dropped, reach the ledger and are heard of again, in any order.
+        #[test]
+        fn holds_add_up_whatever_happens(
+            steps in vec((0u8..6, any::<prop::sample::Index>(), 0i64..400, 0i64..400), 0..80),
+        ) {
+            const START: i64 = 1_000;
+            let purse = Arc::new(Purse::new(NanoUsd(START), 0));
+            let keys = [(), ()].map(|()| Arc::new(Spending::new(NanoUsd(0), 0)));
+            let mut live: Vec<(usize, Hold)> = Vec::new();
+            // What ended requests cost, and the key; how many of them the ledger has, and how many it has told of.
+            let (mut costs, mut entered, mut told) = (Vec::<(usize, i64)>::new(), 0, 0);
+            let spent_of = |costs: &[(usize, i64)], key: usize| -> i64 {
+                costs.iter().filter(|(of, _)| *of == key).map(|(_, cost)| cost).sum()
+            };
+            let ledger = |costs: &[(usize, i64)]| START - costs.iter().map(|(_, cost)| cost).sum::<i64>();
+            for (step, index, least, more) in steps {
+                let key = index.index(2);
+                match step {
+                    0 | 1 => {
+                        let free = purse.available();
+                        match take(&purse, &keys[key], Some(700), least, least + more) {
+                            Ok(hold) => {
+                                prop_assert!(hold.amount() >= NanoUsd(least) && hold.amount() <= free);
+                                prop_assert!(hold.amount() <= NanoUsd(least + more));
+                                prop_assert!(keys[key].spent() <= NanoUsd(700));
+                                live.push((key, hold));
+                            }
+                            Err(Cause::BudgetExceeded) => prop_assert!(keys[key].spent() > NanoUsd(700 - least.max(1))),
+                            Err(_) => prop_assert!(free < NanoUsd(least.max(1))),
+                        }
+                    }
+                    2 if !live.is_empty() => {
+                        let (key, hold) = live.swap_remove(index.index(live.len()));
+                        let cost = more.min(hold.amount().0);
+                        drop(hold.settle(NanoUsd(cost)));
+                        costs.push((key, cost));
+                    }
+                    3 if !live.is_empty() => drop(live.swap_remove(index.index(live.len()))),
+                    4 if entered < costs.len() => entered += 1,
+                    5 if told < entered => {
+                        let (key, cost) = costs[told];
+                        told += 1;
+                        purse.settled(NanoUsd(cost), NanoUsd(ledger(&costs[..told])), told as i64);
+                        keys[key].settled(NanoUsd(cost), NanoUsd(spent_of(&costs[..told], key)), told as i64);
+                    }
+                    _ => purse.refresh(NanoUsd(ledger(&costs[..entered])), entered as i64),
+                }
+                let held: i64 = live.iter().map(|(_, hold)| hold.amount().0).sum();
+                prop_assert_eq!((purse.held(), purse.holds.held()), (NanoUsd(held), NanoUsd(held)));
+                prop_assert_eq!(purse.holds.active(), live.len() as i64);
+                prop_assert!(purse.available() <= NanoUsd(ledger(&costs) - held), "never more than there is");
+                prop_assert!(ledger(&costs) >= 0, "no cost above its hold, so nothing is overdrawn");
+            }
+            live.clear();
+            while told < costs.len() {
+                let (key, cost) = costs[told];
+                told += 1;
+                purse.settled(NanoUsd(cost), NanoUsd(ledger(&costs[..told])), told as i64);
+                keys[key].settled(NanoUsd(cost), NanoUsd(spent_of(&costs[..told], key)), told as i64);
+            }
+            prop_assert_eq!((purse.available(), purse.held()), (NanoUsd(ledger(&costs)), NanoUsd(0)));
+            for (number, key) in keys.iter().enumerate() {
+                prop_assert_eq!(key.spent(), NanoUsd(spent_of(&costs, number)));
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use moka::policy::EvictionPolicy;
 
 use super::registry::{Amount, Registry};
 use super::{KeyDigest, KeyRecord};
-use crate::relay::admit::{KeyLimiter, Purse, Spending};
+use crate::relay::admit::{HoldGauge, KeyLimiter, Purse, Spending};
 
 /// How many keys are kept; one is about 1 KiB. A key that is pushed out while none of its requests runs loses its windows, so
 /// this is to be more than the keys that are used in a minute.
@@ -81,6 +81,7 @@ pub struct KeyCache {
     found: Cache<KeyDigest, Arc<KeyEntry>>,
     unknown: Cache<KeyDigest, ()>,
     registry: Mutex<Registry>,
+    holds: Arc<HoldGauge>,
     counts: KeyCacheCounts,
 }
 
@@ -101,10 +102,12 @@ impl KeyCache {
         // Least recently used, not least frequently: a new key must get in, or its windows would begin anew at each request.
         let found = Cache::builder().max_capacity(found_keys_max).eviction_policy(EvictionPolicy::lru());
         let unknown = Cache::builder().max_capacity(unknown_keys_max).eviction_policy(EvictionPolicy::lru());
+        let holds = Arc::<HoldGauge>::default();
         Self {
             found: found.time_to_idle(FOUND_IDLE).build(),
             unknown: unknown.time_to_live(UNKNOWN_AGE).build(),
-            registry: Mutex::default(),
+            registry: Mutex::new(Registry::counting(Arc::clone(&holds))),
+            holds,
             counts: KeyCacheCounts::default(),
         }
     }
@@ -176,6 +179,11 @@ impl KeyCache {
     /// How look-ups ended so far.
     pub fn counts(&self) -> &KeyCacheCounts {
         &self.counts
+    }
+
+    /// What running requests hold of all accounts.
+    pub fn holds(&self) -> &Arc<HoldGauge> {
+        &self.holds
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

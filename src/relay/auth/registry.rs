@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 
 use super::cache::KeyEntry;
 use super::{KeyDigest, KeyRecord};
-use crate::relay::admit::{Purse, Spending};
+use crate::relay::admit::{HoldGauge, Purse, Spending};
 use crate::relay::meter::NanoUsd;
 
 /// So many names of the dead may be there before they are looked for.
@@ -35,6 +35,8 @@ pub(super) struct Registry {
     /// By key.
     spending: Living<Spending>,
     accounts: Living<Purse>,
+    /// What all of them hold.
+    holds: Arc<HoldGauge>,
     loading: HashMap<KeyDigest, Load>,
     /// Amounts heard of while something is being loaded; at most one for each account and key that there is.
     balances_heard: HashMap<Box<str>, Amount>,
@@ -51,6 +53,11 @@ struct Load {
 }
 
 impl Registry {
+    /// An empty one, whose purses count their holds there.
+    pub(super) fn counting(holds: Arc<HoldGauge>) -> Self {
+        Self { holds, ..Self::default() }
+    }
+
     /// A look-up begins; [`Registry::loaded`] follows, and in any case [`Registry::load_ended`].
     pub(super) fn load_began(&mut self, digest: KeyDigest) {
         self.loading.entry(digest).or_default().running += 1;
@@ -128,7 +135,8 @@ impl Registry {
     }
 
     fn bring_to_life(&mut self, record: KeyRecord) -> Arc<KeyEntry> {
-        let account = self.accounts.find_or(&record.account_id, || Purse::new(record.balance, record.balance_seq));
+        let new = || Purse::gauged(record.balance, record.balance_seq, Arc::clone(&self.holds));
+        let account = self.accounts.find_or(&record.account_id, new);
         let spending = self.spending.find_or(&record.key_id, || Spending::new(record.spent, record.spent_seq));
         let key_id = record.key_id.clone();
         let entry = Arc::new(KeyEntry::new(record, account, spending));

@@ -13,7 +13,7 @@ mod spoken;
 use bytes::Bytes;
 
 pub use error::{ProviderError, error_event, map_error};
-pub use spoken::{answer, outgoing, passes_unchanged, read_error};
+pub use spoken::{answer, outgoing, output_ceiling, passes_unchanged, prompt_ceiling, read_error};
 
 use super::meter::{SampledText, Usage};
 

@@ -4,8 +4,9 @@
 use super::gemini::SignatureScope;
 use super::openai::{self, ChatRequest};
 use super::{Answer, AnswerTerms, Outgoing, ProviderError, anthropic, gemini};
+use crate::relay::meter::ImageTokens;
 use crate::relay::refusal::Refusal;
-use crate::relay::route::{Dialect, Quirk, Target};
+use crate::relay::route::{Dialect, Model, Quirk, Target};
 
 /// The request as the target's provider gets it. `output_tokens_max` is the most that the model answers with.
 ///
@@ -18,11 +19,39 @@ pub fn outgoing(
     signatures: &SignatureScope,
 ) -> Result<Outgoing, Refusal> {
     let Target { provider, model, rules, .. } = target;
+    let output_tokens_max = request.output_limit().map_or(output_tokens_max, |limit| limit.min(output_tokens_max));
     match provider.dialect {
         Dialect::OpenAi => openai::outgoing(request, model, provider.quirks, rules, output_tokens_max),
         Dialect::Anthropic => anthropic::request(request, model, rules, output_tokens_max),
         Dialect::Gemini => gemini::request(request, model, rules, output_tokens_max, signatures),
     }
+}
+
+/// How many tokens of each answer the target may be asked for, what is thought before it included: its request says no more,
+/// unless the provider is one that goes its own way.
+pub fn output_ceiling(request: &ChatRequest, target: &Target, output_tokens_max: u64) -> u64 {
+    let Target { provider, rules, .. } = target;
+    match provider.dialect {
+        Dialect::OpenAi => openai::output_ceiling(request, provider.quirks, rules, output_tokens_max),
+        Dialect::Anthropic => anthropic::output_ceiling(request, rules, output_tokens_max),
+        Dialect::Gemini => {
+            request.output_tokens_asked().map_or(output_tokens_max, |asked| asked.min(output_tokens_max))
+        }
+    }
+}
+
+/// How many tokens the target may count the prompt as. Images are counted as the model's row says, or as providers of the dialect
+/// document it; where their models differ, as the larger ones do.
+pub fn prompt_ceiling(request: &ChatRequest, target: &Target, model: &Model) -> u64 {
+    let images = model.image_tokens.unwrap_or(match target.provider.dialect {
+        // Eight tiles of 170 tokens and 85; low detail is the 85 alone.
+        Dialect::OpenAi => ImageTokens { full: 1_500, low: 85 },
+        // 2,576 pixels on the long edge, 750 of them a token; there is no detail to ask for.
+        Dialect::Anthropic => ImageTokens { full: 4_800, low: 4_800 },
+        // Sixteen tiles of 258; the same.
+        Dialect::Gemini => ImageTokens { full: 4_200, low: 4_200 },
+    });
+    request.ceiling().tokens(images, model.context_window)
 }
 
 /// Whether the provider's answer passes byte for byte, and so with its length.

@@ -1,6 +1,7 @@
 //! What a request used and what it costs: reported usage where there is any, a tokenizer's count of what passed where
 //! there is none, and the price of both.
 
+mod ceiling;
 mod decimal;
 mod document;
 mod price;
@@ -9,6 +10,7 @@ mod sample;
 mod tokenizer;
 mod usage;
 
+pub use ceiling::{Attachment, CacheTime, ImageTokens, PromptCeiling};
 pub use decimal::parse_nano_usd;
 pub use document::{TokensDocument, UsageDocument, rfc3339};
 pub use price::{NanoUsd, Price, PriceTier, Rates};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{ModelRules, Quirks, Secret};
-use crate::relay::meter::Price;
+use crate::relay::meter::{ImageTokens, Price};
 
 /// The models, providers and plans of one configuration.
 #[derive(Debug, Default)]
@@ -66,6 +66,8 @@ pub struct Model {
     pub context_window: u64,
     /// The most tokens that one answer may have.
     pub output_tokens_max: u64,
+    /// What an image counts as, where it is not what is usual at its provider.
+    pub image_tokens: Option<ImageTokens>,
     /// Who made it, as `/v1/models` says.
     pub owned_by: Box<str>,
     /// What it costs.

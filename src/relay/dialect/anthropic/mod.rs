@@ -40,7 +40,7 @@ mod whole;
 mod writer;
 
 pub use error::map_error;
-pub use request::request;
+pub use request::{output_ceiling, request};
 pub use stream::StreamTranslator;
 pub use whole::{WHOLE_BYTES_MAX, WholeTranslator};
 

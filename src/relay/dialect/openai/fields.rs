@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::shape::Shape;
 use crate::relay::json::{Cursor, Fault, Kind};
 use crate::relay::refusal::{Cause, Refusal};
 
@@ -18,19 +19,15 @@ pub(super) struct Fields {
     pub(super) max_tokens: Option<u64>,
     pub(super) max_completion_tokens: Option<u64>,
     pub(super) choices: Option<u64>,
+    /// The span of `reasoning_effort`, unless it is null.
+    pub(super) effort: Option<Range<usize>>,
+    /// `enable_thinking` is false.
+    pub(super) is_thoughtless: bool,
+    /// `thinking_budget`, where it is a number of tokens.
+    pub(super) thinking_budget: Option<u64>,
     pub(super) shape: Shape,
     /// The names of fields that were there, null or not, as bits.
     seen: u8,
-}
-
-/// How large the prompt is, in what a price can be estimated from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) messages: u64,
-    /// Bytes of text as sent, escapes included, tools and schemas with it.
-    pub(super) text_bytes: u64,
-    /// Images, sounds and files.
-    pub(super) attachments: u64,
 }
 
 /// What stands in `stream_options`.
@@ -83,10 +80,18 @@ impl Fields {
             b"max_tokens" => self.max_tokens = positive(cursor, "max_tokens")?,
             b"max_completion_tokens" => self.max_completion_tokens = positive(cursor, "max_completion_tokens")?,
             b"n" => self.choices = positive(cursor, "n")?,
-            b"tools" | b"functions" | b"response_format" => {
-                self.shape.text_bytes += cursor.raw().map_err(not_json)?.len() as u64;
+            b"tools" | b"functions" => self.shape.tools(cursor).map_err(not_json)?,
+            b"response_format" => self.shape.format(cursor).map_err(not_json)?,
+            b"reasoning_effort" => {
+                let is_said = cursor.kind().map_err(not_json)? != Kind::Null;
+                self.effort = Some(cursor.span().map_err(not_json)?).filter(|_| is_said);
             }
-            _ => cursor.skip().map_err(not_json)?,
+            b"enable_thinking" => self.is_thoughtless = cursor.raw().map_err(not_json)? == b"false",
+            b"thinking_budget" => {
+                let budget = cursor.raw().map_err(not_json)?;
+                self.thinking_budget = str::from_utf8(budget).ok().and_then(|budget| budget.parse().ok());
+            }
+            _ => self.shape.other(key, cursor).map_err(not_json)?,
         }
         Ok(())
     }
@@ -215,7 +220,6 @@ fn messages(cursor: &mut Cursor<'_>, shape: &mut Shape) -> Result<Range<usize>, 
     let mut items = cursor.array().map_err(not_json)?;
     while cursor.next_item(&mut items).map_err(not_json)? {
         message(cursor, shape)?;
-        shape.messages += 1;
     }
     if shape.messages == 0 {
         let message =
@@ -226,13 +230,13 @@ fn messages(cursor: &mut Cursor<'_>, shape: &mut Shape) -> Result<Range<usize>, 
 }
 
 fn message(cursor: &mut Cursor<'_>, shape: &mut Shape) -> Result<(), Refusal> {
-    let param = |field: &str| format!("messages[{}]{field}", shape.messages);
+    let index = shape.messages;
+    let param = |field: &str| format!("messages[{index}]{field}");
     let kind = cursor.kind().map_err(not_json)?;
     if kind != Kind::Object {
         return Err(wrong_type(&param(""), "an object", kind));
     }
     let mut role = false;
-    let (mut text_bytes, mut attachments) = (0, 0);
     let mut members = cursor.object().map_err(not_json)?;
     while let Some(key) = cursor.next_member(&mut members).map_err(not_json)? {
         match &*key.decode() {
@@ -244,40 +248,15 @@ fn message(cursor: &mut Cursor<'_>, shape: &mut Shape) -> Result<(), Refusal> {
                 cursor.skip().map_err(not_json)?;
                 role = true;
             }
-            b"content" if cursor.kind().map_err(not_json)? == Kind::Array => {
-                parts(cursor, &mut text_bytes, &mut attachments).map_err(not_json)?;
-            }
-            _ => text_bytes += cursor.raw().map_err(not_json)?.len() as u64,
+            b"content" if cursor.kind().map_err(not_json)? == Kind::Array => shape.parts(cursor).map_err(not_json)?,
+            b"cache_control" => shape.mark(cursor).map_err(not_json)?,
+            _ => shape.text(cursor).map_err(not_json)?,
         }
     }
     if !role {
         let param = param(".role");
         return Err(Refusal::new(Cause::MissingField, format!("Missing required parameter: '{param}'.")).param(param));
     }
-    shape.text_bytes += text_bytes;
-    shape.attachments += attachments;
-    Ok(())
-}
-
-/// The parts of a message's content: only their text counts as text, for an image's base64 is no prompt of that length.
-fn parts(cursor: &mut Cursor<'_>, text_bytes: &mut u64, attachments: &mut u64) -> Result<(), Fault> {
-    let mut items = cursor.array()?;
-    while cursor.next_item(&mut items)? {
-        if cursor.kind()? != Kind::Object {
-            *text_bytes += cursor.raw()?.len() as u64;
-            continue;
-        }
-        let mut members = cursor.object()?;
-        while let Some(key) = cursor.next_member(&mut members)? {
-            match &*key.decode() {
-                b"image_url" | b"input_audio" | b"file" => {
-                    cursor.skip()?;
-                    *attachments += 1;
-                }
-                b"type" => cursor.skip()?,
-                _ => *text_bytes += cursor.raw()?.len() as u64,
-            }
-        }
-    }
+    shape.message();
     Ok(())
 }

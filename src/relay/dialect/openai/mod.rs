@@ -11,10 +11,13 @@ mod quirks;
 #[cfg(test)]
 mod recordings;
 mod request;
+mod shape;
 mod usage;
 mod whole;
 
 pub use answer::StreamReader;
-pub use quirks::{LOOSE_DOCUMENT_BYTES_MAX, LOOSE_EVENT_BYTES_MAX, LooseDocument, LooseStream, incoming, outgoing};
+pub use quirks::{
+    LOOSE_DOCUMENT_BYTES_MAX, LOOSE_EVENT_BYTES_MAX, LooseDocument, LooseStream, incoming, outgoing, output_ceiling,
+};
 pub use request::ChatRequest;
 pub use whole::JsonReader;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::relay::dialect::{Answer, Outcome, ProviderError, map_error};
 use crate::relay::json::Cursor;
+use crate::relay::meter::ImageTokens;
 use crate::relay::sse::{Piece, SseParser};
 
 /// Cuts a text at places that look random and are the same in every run.
@@ -182,4 +183,25 @@ fn check_error(case: &Path, document: &[u8], expect: &Value) {
         }
         ProviderError::Provider(refusal) => assert_eq!(refusal.cause.status(), 502, "{}", case.display()),
     }
+}
+
+/// Requests of which the provider told how long their prompts were.
+#[test]
+fn no_recorded_prompt_is_longer_than_its_ceiling() {
+    let (mut compared, mut ratios) = (0, Vec::new());
+    for case in cases() {
+        let body = json(&case, "request.json").to_string();
+        let (Ok(request), Some(counted)) =
+            (ChatRequest::parse(Bytes::from(body)), json(&case, "expect.json")["usage"]["prompt_tokens"].as_u64())
+        else {
+            continue;
+        };
+        let ceiling = request.ceiling().tokens(ImageTokens { full: 1_500, low: 85 }, 128_000);
+        ratios.push((ceiling * 100 / counted.max(1), counted, case.file_name().unwrap_or_default().to_owned()));
+        assert!(ceiling >= counted, "{}: {ceiling} for {counted}", case.display());
+        compared += 1;
+    }
+    ratios.sort();
+    println!("per cent, tokens: {:?} … {:?}", ratios.first_chunk::<5>(), ratios.last_chunk::<3>());
+    assert!(cases().is_empty() || compared > 40, "only {compared} could be compared");
 }

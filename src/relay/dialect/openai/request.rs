@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::fields::{Fields, StreamOptions};
 use crate::relay::json::write_string;
 
-use crate::relay::meter::{ATTACHMENT_TOKENS, PromptSample};
+use crate::relay::meter::{ATTACHMENT_TOKENS, PromptCeiling, PromptSample};
 use crate::relay::refusal::{Cause, Refusal};
 
 /// Bytes of text that are taken for a token where a quick guess must do. English and code are near it.
@@ -25,6 +25,8 @@ const MESSAGE_TOKENS: u64 = 4;
 pub struct ChatRequest {
     body: Bytes,
     fields: Fields,
+    /// The most tokens that each answer may have by what is held for it.
+    output_limit: Option<u64>,
 }
 
 impl ChatRequest {
@@ -40,7 +42,7 @@ impl ChatRequest {
             return Err(Refusal::new(Cause::InvalidJson, format!("The body is not valid UTF-8 at byte {at}.")));
         }
         let fields = Fields::read(&body)?;
-        Ok(Self { body, fields })
+        Ok(Self { body, fields, output_limit: None })
     }
 
     /// The body as the client sent it.
@@ -68,6 +70,28 @@ impl ChatRequest {
         self.fields.max_completion_tokens.or(self.fields.max_tokens)
     }
 
+    /// Lowers how long each answer may become, thinking included, whatever was asked for.
+    pub fn limit_output(&mut self, tokens: u64) {
+        self.output_limit = Some(tokens);
+    }
+
+    /// What [`Self::limit_output`] has lowered it to.
+    pub fn output_limit(&self) -> Option<u64> {
+        self.output_limit
+    }
+
+    /// The word of `reasoning_effort`, as sent; empty where it is no string.
+    pub(in crate::relay::dialect) fn effort(&self) -> Option<&[u8]> {
+        let raw = &self.body[self.fields.effort.clone()?];
+        Some(raw.strip_prefix(b"\"").and_then(|raw| raw.strip_suffix(b"\"")).unwrap_or_default())
+    }
+
+    /// The most tokens that the client lets the model think, by the vendors' own fields: `enable_thinking` and
+    /// `thinking_budget`.
+    pub(in crate::relay::dialect) fn thinking_asked(&self) -> Option<u64> {
+        if self.fields.is_thoughtless { Some(0) } else { self.fields.thinking_budget }
+    }
+
     /// How many answers are asked for: `n`.
     pub fn choices(&self) -> u64 {
         self.fields.choices.unwrap_or(1)
@@ -83,10 +107,16 @@ impl ChatRequest {
         self.fields.shape.attachments
     }
 
-    /// A quick guess at the prompt's tokens, for what must be reserved before the provider has counted.
+    /// A quick guess at the prompt's tokens, for what is reserved of a window before the provider has counted. Neither high nor
+    /// low; what is held of money is [`Self::ceiling`].
     pub fn input_tokens_estimate(&self) -> u64 {
         let shape = &self.fields.shape;
         shape.text_bytes.div_ceil(TOKEN_BYTES) + shape.messages * MESSAGE_TOKENS + shape.attachments * ATTACHMENT_TOKENS
+    }
+
+    /// What the prompt's tokens are bounded from, for what must be held.
+    pub fn ceiling(&self) -> &PromptCeiling {
+        &self.fields.shape.ceiling
     }
 
     /// The raw `messages` array.
@@ -170,6 +200,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::relay::meter::{CacheTime, ImageTokens};
 
     fn parse(body: &str) -> Result<ChatRequest, Refusal> {
         ChatRequest::parse(Bytes::copy_from_slice(body.as_bytes()))
@@ -255,6 +286,58 @@ mod tests {
         let quiet = parse(&with(r#""n":null,"max_tokens":null,"stream":null,"stream_options":null"#)).unwrap();
         assert!(!quiet.stream() && !quiet.wants_usage());
         assert_eq!((quiet.choices(), quiet.output_tokens_asked()), (1, None));
+    }
+
+    #[test]
+    fn the_prompts_ceiling_is_made_of_all_that_the_model_may_read() {
+        const IMAGES: ImageTokens = ImageTokens { full: 1_000_000, low: 1_000 };
+        let ceiling = |body: &str| parse(body).unwrap().ceiling().tokens(IMAGES, u64::MAX);
+        let of = |part: &str| {
+            let body = |parts: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{parts}]}}]}}"#);
+            ceiling(&body(part)) - ceiling(&body(""))
+        };
+        let image =
+            |uri: &str, more: &str| of(&format!(r#"{{"type":"image_url","image_url":{{"url":"{uri}"{more}}}}}"#));
+        let base64 = "A".repeat(400_000);
+        assert_eq!(image(&format!("data:image\\/png;base64,{base64}"), ""), 1_000_000, "not by its length");
+        assert_eq!(image("https://x.test/a.png", r#","detail":"high""#), 1_000_000);
+        assert_eq!(image("https://x.test/a.png", r#","detail":"low""#), 1_000);
+        let pdf = format!("data:application/pdf;base64,{base64}");
+        assert_eq!(image(&pdf, ""), 100_007, "a file, whatever it stands in");
+        assert_eq!(of(&format!(r#"{{"type":"file","file":{{"filename":"a","file_data":"{pdf}"}}}}"#)), 100_007);
+        assert_eq!(of(r#"{"type":"file","file":{"file_id":"file-1"}}"#), 32_768);
+        let sound = |format: &str| {
+            of(&format!(r#"{{"type":"input_audio","input_audio":{{"data":"{base64}","format":"{format}"}}}}"#))
+        };
+        assert_eq!((sound("wav"), sound("mp3")), (625, 2_500));
+
+        let plain = ceiling(&with(r#""user":"u""#));
+        assert!(ceiling(&with(r#""tools":[]"#)) >= plain + 500, "what makers add for tools");
+        assert!(ceiling(&with(r#""response_format":{"type":"json_schema"}"#)) >= plain + 200);
+        assert!(ceiling(&with(r#""documents":["a text that some servers put in front of the prompt"]"#)) > plain + 10);
+        assert!(ceiling(&with(r#""extra_body":{"google":{"cached_content":"cachedContents/1"}}"#)) > plain + 30_000);
+    }
+
+    #[test]
+    fn cache_marks_are_seen_wherever_they_may_stand() {
+        let cache = |body: &str| parse(body).unwrap().ceiling().cache;
+        let message = |inner: &str| format!(r#"{{"model":"m","messages":[{{"role":"user",{inner}}}]}}"#);
+        const SHORT: &str = r#""cache_control":{"type":"ephemeral"}"#;
+        const LONG: &str = r#""cache_control":{"type":"ephemeral","ttl":"1h"}"#;
+        assert_eq!(cache(&message(r#""content":"cache_control 1h""#)), None);
+        assert_eq!(cache(&message(&format!(r#""content":"a",{SHORT}"#))), Some(CacheTime::Short));
+        assert_eq!(
+            cache(&message(&format!(r#""content":[{{"type":"text","text":"a",{LONG}}}]"#))),
+            Some(CacheTime::Long)
+        );
+        assert_eq!(cache(&with(&format!(r#""tools":[{{"type":"function",{LONG}}}]"#))), Some(CacheTime::Long));
+        assert_eq!(
+            cache(&with(r#""tools":[{"function":{"c\u0061che_control":{"type":"ephemeral"}}}]"#)),
+            Some(CacheTime::Short)
+        );
+        assert_eq!(cache(&with(r#""tools":[{"function":{"description":"cache_control, \u00e9"}}]"#)), None);
+        assert_eq!(cache(&with(SHORT)), Some(CacheTime::Short));
+        assert_eq!(cache(&with(r#""cache_control":null"#)), None);
     }
 
     #[test]

@@ -44,7 +44,15 @@ enum Mode {
 impl Effort {
     fn read(fields: &Fields<'_>) -> Result<Option<Self>, Refusal> {
         let Some(word) = fields.reasoning_effort else { return Ok(None) };
-        Ok(Some(match word.raw() {
+        Self::named(word.raw()).map(Some).ok_or_else(|| {
+            Path::Field("reasoning_effort").invalid(
+                "Invalid 'reasoning_effort': expected one of 'none', 'minimal', 'low', 'medium', 'high' and 'xhigh'.",
+            )
+        })
+    }
+
+    fn named(word: &[u8]) -> Option<Self> {
+        Some(match word {
             b"none" => Self::None,
             b"minimal" => Self::Minimal,
             b"low" => Self::Low,
@@ -52,12 +60,8 @@ impl Effort {
             b"high" => Self::High,
             b"xhigh" => Self::ExtraHigh,
             b"max" => Self::Max,
-            _ => {
-                return Err(Path::Field("reasoning_effort").invalid(
-                    "Invalid 'reasoning_effort': expected one of 'none', 'minimal', 'low', 'medium', 'high' and 'xhigh'.",
-                ));
-            }
-        }))
+            _ => return None,
+        })
     }
 
     /// The budget for models that are asked in tokens (WIRE §2).
@@ -72,6 +76,12 @@ impl Effort {
         }
     }
 
+    /// The budget within a model's bounds, and the least that there can be.
+    fn budget_within(self, min: u32, max: u32) -> (u64, u64) {
+        let least = BUDGET_TOKENS_MIN.max(min.into());
+        (self.budget_tokens().min(max.into()).max(least), least)
+    }
+
     fn word(self, knows_xhigh: bool) -> &'static str {
         match self {
             Self::None | Self::Minimal | Self::Low => "low",
@@ -80,6 +90,14 @@ impl Effort {
             Self::High | Self::ExtraHigh => "high",
             Self::Max => "max",
         }
+    }
+}
+
+/// By how much a request for that effort may make its answer longer than was asked for.
+pub(super) fn thinking_tokens(effort: &[u8], rules: &ModelRules) -> u64 {
+    match (Effort::named(effort), rules.thinking) {
+        (Some(effort), Thinking::Budget { min, max }) if effort != Effort::None => effort.budget_within(min, max).0,
+        _ => 0,
     }
 }
 
@@ -99,8 +117,7 @@ impl Plan {
         let plan = match rules.thinking {
             Thinking::Budget { .. } if effort == Effort::None => return Ok(unsaid),
             Thinking::Budget { min, max } if may_think => {
-                let least = BUDGET_TOKENS_MIN.max(min.into());
-                let wanted = effort.budget_tokens().min(max.into()).max(least);
+                let (wanted, least) = effort.budget_within(min, max);
                 unsaid.with_budget(wanted, least, output_tokens_max)
             }
             Thinking::Adaptive { .. } if effort == Effort::None => Some(Self { thinking: Mode::Disabled, ..unsaid }),
@@ -210,6 +227,8 @@ mod tests {
             let (sent, dropped) = translate_by(&body, &rules).unwrap();
             assert_eq!((&sent["thinking"], &sent["output_config"]["effort"]), (&thinking, &effort_sent), "{effort}");
             assert_eq!((&sent["max_tokens"], dropped.len()), (&json!(tokens_max), 0), "{effort}");
+            let chat = ChatRequest::parse(Bytes::from(body.to_string())).unwrap();
+            assert_eq!(super::super::output_ceiling(&chat, &rules, 64_000), tokens_max, "{effort}: what is held for");
         }
         let (sent, dropped) = translate_by(&with(json!({"reasoning_effort": "low"})), &ModelRules::default()).unwrap();
         assert_eq!((sent.get("thinking"), dropped), (None, vec!["reasoning_effort".to_owned()]));

@@ -97,6 +97,13 @@ pub fn request(
     Ok(Outgoing { path: "/v1/messages".into(), body: out.into(), dropped: fields.dropped })
 }
 
+/// How long an answer to the request may become: thinking counts into it, and a budget for it may make it longer than was asked.
+pub fn output_ceiling(request: &ChatRequest, rules: &ModelRules, output_tokens_max: u64) -> u64 {
+    let asked = request.output_tokens_asked().unwrap_or(output_tokens_max);
+    let budget = request.effort().map_or(0, |effort| effort::thinking_tokens(effort, rules));
+    asked.saturating_add(budget).min(output_tokens_max)
+}
+
 fn write_system(out: &mut Vec<u8>, system: &[u8], format: &ResponseFormat<'_>) {
     let instruction = matches!(format, ResponseFormat::Json).then_some(JSON_INSTRUCTION);
     if system.is_empty() && instruction.is_none() {

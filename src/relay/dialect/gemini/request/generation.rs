@@ -46,7 +46,7 @@ pub(super) fn write(
         write_stop(out, stop)?;
     }
     logprobs(out, fields)?;
-    thinking(out, fields, rules)?;
+    thinking(out, fields, rules, asked.limit)?;
     if let Some(format) = fields.response_format {
         response_format(out, format, rules, asked.tools)?;
     }
@@ -145,7 +145,8 @@ fn logprobs(out: &mut Vec<u8>, fields: &Fields<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn thinking(out: &mut Vec<u8>, fields: &mut Fields<'_>, rules: &ModelRules) -> Result<(), Refusal> {
+/// A budget stays below the answer's limit, which it counts into: a quarter is left for the answer.
+fn thinking(out: &mut Vec<u8>, fields: &mut Fields<'_>, rules: &ModelRules, limit: u64) -> Result<(), Refusal> {
     let effort = match fields.reasoning_effort {
         Some(effort) => Some(Effort::read(&string(effort, "reasoning_effort")?.decode())?),
         None => None,
@@ -167,7 +168,7 @@ fn thinking(out: &mut Vec<u8>, fields: &mut Fields<'_>, rules: &ModelRules) -> R
                     fields.drop_field("reasoning_effort");
                     return Ok(());
                 }
-                Thinking::Budget { min, max } => match effort.budget().clamp(min, max.max(min)) {
+                Thinking::Budget { min, max } => match effort.budget().min(within(limit)).clamp(min, max.max(min)) {
                     0 => r#"{"thinkingBudget":0}"#.into(),
                     budget => format!(r#"{{"thinkingBudget":{budget},"includeThoughts":true}}"#).into(),
                 },
@@ -179,6 +180,11 @@ fn thinking(out: &mut Vec<u8>, fields: &mut Fields<'_>, rules: &ModelRules) -> R
             Ok(())
         }
     }
+}
+
+/// What of an answer's limit may be thought.
+fn within(limit: u64) -> u32 {
+    u32::try_from(limit - limit.div_ceil(4)).unwrap_or(u32::MAX)
 }
 
 /// How hard the model is to think.

@@ -27,7 +27,7 @@ use crate::relay::dialect::openai::{JsonReader, StreamReader};
 use crate::relay::dialect::{Answer, AnswerTerms};
 use crate::relay::route::{Quirk, Quirks};
 
-pub use request::outgoing;
+pub use request::{outgoing, output_ceiling};
 pub use stream::{LOOSE_EVENT_BYTES_MAX, LooseStream};
 pub use whole::{LOOSE_DOCUMENT_BYTES_MAX, LooseDocument};
 

@@ -70,7 +70,10 @@ pub fn outgoing(
     output_tokens_max: u64,
 ) -> Result<Outgoing, Refusal> {
     let is_plain = rules.sampling == Sampling::Free && rules.schema != SchemaForm::None;
-    if is_plain && (quirks.is_empty() || quirks == Quirks::from_iter([Quirk::LooseAnswers])) {
+    if is_plain
+        && request.output_limit().is_none()
+        && (quirks.is_empty() || quirks == Quirks::from_iter([Quirk::LooseAnswers]))
+    {
         return Ok(Outgoing { path: PATH.into(), body: request.for_upstream(model), dropped: Vec::new() });
     }
     let found = Found::read(request.body(), quirks)?;
@@ -79,13 +82,41 @@ pub fn outgoing(
     splice.edits.extend(request.model_edit(model));
     splice.stream_options(request);
     splice.platform_fields();
-    splice.tokens(output_tokens_max);
+    let limits = Limits::new(request, quirks, rules.thinking, output_tokens_max);
+    splice.tokens(output_tokens_max, limits.answer);
     splice.sampling(rules.sampling);
     splice.rename_seed();
     splice.format(rules.schema, request)?;
-    let thinks = splice.thinking(rules.thinking, request.stream())?;
+    let thinks = splice.thinking(rules.thinking, request.stream(), limits.thinking)?;
     History::new(quirks, thinks).edit(request.body(), request.messages_span(), &mut splice.edits)?;
     Ok(splice.finish())
+}
+
+/// How long an answer to the request may become at a provider with these quirks, what is thought before it included.
+pub fn output_ceiling(request: &ChatRequest, quirks: Quirks, rules: &ModelRules, output_tokens_max: u64) -> u64 {
+    let asked = request.output_tokens_asked().unwrap_or(u64::MAX);
+    asked.saturating_add(thinking::apart(request, quirks, rules.thinking)).min(output_tokens_max)
+}
+
+/// What the request's output is lowered to; `None` where it says nothing more than is allowed.
+struct Limits {
+    answer: Option<u64>,
+    /// Where the provider counts it apart.
+    thinking: Option<u64>,
+}
+
+impl Limits {
+    fn new(request: &ChatRequest, quirks: Quirks, form: Thinking, output_tokens_max: u64) -> Self {
+        let asked = request.output_tokens_asked().unwrap_or(output_tokens_max);
+        let apart = thinking::apart(request, quirks, form);
+        match request.output_limit() {
+            Some(limit) if apart > 0 && asked.saturating_add(apart) > limit => {
+                let (answer, thinking) = thinking::share(limit, asked, apart);
+                Self { answer: Some(answer), thinking: Some(thinking) }
+            }
+            answer => Self { answer, thinking: None },
+        }
+    }
 }
 
 /// The request's fields that may change, in the order in which they stand.
@@ -170,8 +201,9 @@ impl Splice<'_> {
         }
     }
 
-    /// The most tokens of an answer: under the name that the vendor knows, and no more than the model has.
-    fn tokens(&mut self, output_tokens_max: u64) {
+    /// The most tokens of an answer: under the name that the vendor knows, no more than the model has, and no more than there is
+    /// money for. Where the client says nothing, it is only said what there is money for.
+    fn tokens(&mut self, output_tokens_max: u64, limit: Option<u64>) {
         if self.quirks.has(Quirk::MaxTokens) {
             if let Some(newer) = self.found.some("max_completion_tokens").cloned() {
                 self.edits.replace(newer.key(self.body), &br#""max_tokens""#[..]);
@@ -181,16 +213,30 @@ impl Splice<'_> {
                 self.gone.push("max_completion_tokens");
             }
         }
-        if self.quirks.has(Quirk::MaxTokensCapped) {
-            for name in ["max_tokens", "max_completion_tokens"] {
-                let Some(member) = self.found.some(name).filter(|_| !self.gone.contains(&name)).cloned() else {
-                    continue;
-                };
-                // All digits, as was checked when the request was read: what does not fit is more than any model has.
-                if self.text(&member).parse::<u64>().map_or(true, |asked| asked > output_tokens_max) {
-                    self.edits.replace(member.value, output_tokens_max.to_string());
-                }
+        let capped = self.quirks.has(Quirk::MaxTokensCapped).then_some(output_tokens_max);
+        let Some(most) = capped.into_iter().chain(limit).min() else { return };
+        let mut is_said = false;
+        for name in ["max_tokens", "max_completion_tokens"] {
+            let Some(member) = self.found.some(name).filter(|_| !self.gone.contains(&name)).cloned() else {
+                continue;
+            };
+            is_said = true;
+            // All digits, as was checked when the request was read: what does not fit is more than any model has.
+            if self.text(&member).parse::<u64>().map_or(true, |asked| asked > most) {
+                self.edits.replace(member.value, most.to_string());
             }
+        }
+        if limit.is_some() && !is_said {
+            let is_old = self.quirks.has(Quirk::MaxTokens);
+            self.say(if is_old { "max_tokens" } else { "max_completion_tokens" }, &most.to_string());
+        }
+    }
+
+    /// Gives a field that value, whether it is there or not.
+    fn say(&mut self, name: &'static str, value: &str) {
+        match self.found.any(name).cloned() {
+            Some(member) => self.edits.replace(member.value, value.to_owned()),
+            None => self.edits.add(&format!("\"{name}\":{value}")),
         }
     }
 
@@ -241,7 +287,7 @@ impl Splice<'_> {
     }
 
     /// Whether the model may think about this request.
-    fn thinking(&mut self, form: Thinking, streams: bool) -> Result<bool, Refusal> {
+    fn thinking(&mut self, form: Thinking, streams: bool, limit: Option<u64>) -> Result<bool, Refusal> {
         let effort = match self.found.some("reasoning_effort") {
             Some(member) if member.kind == Kind::String => Some(self.text(member).trim_matches('"')),
             // Nothing that is known; it is refused below by the name of its field.
@@ -249,7 +295,12 @@ impl Splice<'_> {
             None => None,
         };
         let asked = Asked { effort, vendors: self.vendors_switch(), forces_tool: self.forces_tool(), streams };
-        let plan = thinking::plan(asked, self.quirks, form)?;
+        let mut plan = thinking::plan(asked, self.quirks, form)?;
+        if let Some(budget) = limit {
+            plan.limit(budget, self.quirks);
+            // What is said in their place is added.
+            self.gone.extend(["enable_thinking", "thinking_budget"].into_iter().filter(|name| plan.replaces(name)));
+        }
         if plan.drops_effort {
             self.drop_field("reasoning_effort");
         } else if plan.cuts_effort {

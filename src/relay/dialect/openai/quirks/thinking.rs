@@ -3,6 +3,7 @@
 //! Which words, the provider's quirk says; how much of the effort the model has a place for, its rule `thinking`. A client
 //! that sends the vendor's own switch has said what it wants, and is not corrected.
 
+use crate::relay::dialect::openai::ChatRequest;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Quirk, Quirks, Thinking};
 
@@ -97,6 +98,61 @@ pub(super) fn plan(asked: Asked<'_>, quirks: Quirks, form: Thinking) -> Result<P
     };
     let cuts_effort = matches!(form, Thinking::Budget { .. } | Thinking::Switch);
     Ok(Plan { cuts_effort, drops_effort: false, added, is_off: false })
+}
+
+/// How much longer than it was asked to be an answer may become, because the vendors that know `enable_thinking` count what is
+/// thought apart from `max_tokens`.
+pub(super) fn apart(request: &ChatRequest, quirks: Quirks, form: Thinking) -> u64 {
+    if !quirks.has(Quirk::EnableThinking) {
+        return 0;
+    }
+    if let Some(own) = request.thinking_asked() {
+        return own;
+    }
+    if form == Thinking::None || (!request.stream() && quirks.has(Quirk::ThinksInStreamsOnly)) {
+        return 0;
+    }
+    // A model that is not told thinks for as long as it likes.
+    let Some(effort) = request.effort() else { return u64::MAX };
+    match (str::from_utf8(effort).ok().and_then(|effort| budget(effort).ok()), form) {
+        (Some(0), _) => 0,
+        (Some(budget), Thinking::Budget { min, max }) => budget.max(min).min(max).into(),
+        _ => u64::MAX,
+    }
+}
+
+/// The least that the vendors take as a budget. SiliconFlow's documentation.
+const BUDGET_TOKENS_MIN: u64 = 128;
+
+/// What a limit that thinking counts into leaves for the answer, and for the thinking before it: up to three quarters, or
+/// nothing where that is too little to think in.
+pub(super) fn share(limit: u64, asked: u64, apart: u64) -> (u64, u64) {
+    let answer_min = asked.min(limit.div_ceil(4));
+    let budget = Some(apart.min(limit.saturating_sub(answer_min))).filter(|budget| *budget >= BUDGET_TOKENS_MIN);
+    let budget = budget.unwrap_or(0);
+    (asked.min(limit.saturating_sub(budget)), budget)
+}
+
+impl Plan {
+    /// Holds the thinking to so many tokens, whatever was said of it before.
+    pub(super) fn limit(&mut self, budget: u64, quirks: Quirks) {
+        if self.is_off {
+            return;
+        }
+        self.added.retain(|member| !member.starts_with(r#""thinking_budget""#));
+        if budget == 0 {
+            self.added = vec![off(quirks)];
+            self.is_off = true;
+        } else {
+            self.added.push(format!(r#""thinking_budget":{budget}"#));
+        }
+    }
+
+    /// Whether that member is added, or would contradict one that is.
+    pub(super) fn replaces(&self, name: &str) -> bool {
+        let is_added = self.added.iter().any(|member| member[1..].starts_with(name));
+        is_added || (self.is_off && name == "thinking_budget")
+    }
 }
 
 fn off(quirks: Quirks) -> String {

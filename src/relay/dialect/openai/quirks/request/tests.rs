@@ -28,6 +28,105 @@ fn sent(members: &str, quirks: &[Quirk]) -> (String, String) {
     (sent.replace(r#"{"model":"up","#, "").replace(&format!("{MESSAGES} }}"), ""), dropped.join(","))
 }
 
+/// What is sent of a request whose answers are held to so many tokens.
+fn sent_within(limit: u64, body: &str, quirks: &[Quirk], thinking: Thinking) -> String {
+    let mut request = ChatRequest::parse(Bytes::copy_from_slice(body.as_bytes())).unwrap();
+    request.limit_output(limit);
+    let sent = outgoing(&request, "up", quirks.iter().copied().collect(), &rules(thinking), 1000).unwrap();
+    let json: Value = serde_json::from_slice(&sent.body).unwrap();
+    let tokens = |name: &str| json[name].as_u64().unwrap_or(0);
+    let apart = if quirks.contains(&Quirk::EnableThinking) { tokens("thinking_budget") } else { 0 };
+    assert!(tokens("max_tokens").max(tokens("max_completion_tokens")) + apart <= limit, "{json}");
+    String::from_utf8(sent.body.to_vec()).unwrap().replace(&format!(r#"{{"model":"up",{MESSAGES}"#), "")
+}
+
+#[test]
+fn a_lowered_limit_is_said_in_the_providers_own_words_and_nothing_else_changes() {
+    let old = &[Quirk::MaxTokens][..];
+    for (members, quirks, sent) in [
+        ("", &[][..], r#","max_completion_tokens":70}"#),
+        ("", old, r#","max_tokens":70}"#),
+        (r#","max_tokens":100,"x":1.50e1"#, &[], r#","max_tokens":70,"x":1.50e1}"#),
+        (r#","max_tokens":70"#, &[], r#","max_tokens":70}"#),
+        (r#","max_completion_tokens" : 900"#, &[], r#","max_completion_tokens" : 70}"#),
+        (r#","max_completion_tokens" : 900"#, old, r#","max_tokens" : 70}"#),
+        (
+            r#","max_tokens":900,"max_completion_tokens":100000000000000000000000"#,
+            &[],
+            r#","max_tokens":70,"max_completion_tokens":70}"#,
+        ),
+        (r#","max_tokens":900,"max_completion_tokens":60"#, &[], r#","max_tokens":70,"max_completion_tokens":60}"#),
+        (r#","max_tokens":60,"max_completion_tokens":900"#, old, r#","max_tokens":70}"#),
+        (r#","max_completion_tokens":null"#, &[], r#","max_completion_tokens":70}"#),
+        (r#","max_tokens":null"#, &[], r#","max_tokens":null,"max_completion_tokens":70}"#),
+        (r#","max_tokens":null,"max_completion_tokens":null"#, old, r#","max_tokens":70}"#),
+        (
+            r#","max_tokens":100,"temperature":0.7,"tools":[]"#,
+            &[Quirk::MaxTokensCapped],
+            r#","max_tokens":70,"temperature":0.7,"tools":[]}"#,
+        ),
+        (
+            r#","stream":true"#,
+            &[Quirk::LooseAnswers],
+            r#","stream":true,"stream_options":{"include_usage":true},"max_completion_tokens":70}"#,
+        ),
+    ] {
+        let body = format!(r#"{{"model":"up",{MESSAGES}{members}}}"#);
+        assert_eq!(sent_within(70, &body, quirks, Thinking::None), sent, "{members} {quirks:?}");
+    }
+}
+
+#[test]
+fn thinking_that_is_counted_apart_shares_what_there_is() {
+    let budget = Thinking::Budget { min: 0, max: 32_768 };
+    let quirks = &[Quirk::MaxTokens, Quirk::EnableThinking][..];
+    for (limit, members, sent) in [
+        // Three quarters may be thought, and the answer has at least one.
+        (800, "", r#","thinking_budget":600,"max_tokens":200}"#),
+        (800, r#","max_tokens":50"#, r#","max_tokens":50,"thinking_budget":750}"#),
+        (800, r#","max_tokens":500,"thinking_budget":200"#, r#","max_tokens":500,"thinking_budget":200}"#),
+        (800, r#","max_tokens":700,"thinking_budget":200"#, r#","max_tokens":600,"thinking_budget":200}"#),
+        (
+            800,
+            r#","max_tokens":700,"enable_thinking":true,"thinking_budget":900"#,
+            r#","max_tokens":200,"enable_thinking":true,"thinking_budget":600}"#,
+        ),
+        (800, r#","max_tokens":900,"enable_thinking":false"#, r#","max_tokens":800,"enable_thinking":false}"#),
+        (
+            800,
+            r#","reasoning_effort":"high","max_tokens":900"#,
+            r#","max_tokens":200,"enable_thinking":true,"thinking_budget":600}"#,
+        ),
+        (800, r#","reasoning_effort":"none","max_tokens":900"#, r#","max_tokens":800,"enable_thinking":false}"#),
+        // Too little to think in.
+        (100, r#","max_tokens":90,"enable_thinking":true"#, r#","max_tokens":90,"enable_thinking":false}"#),
+        (100, "", r#","enable_thinking":false,"max_tokens":100}"#),
+    ] {
+        let body = format!(r#"{{"model":"up",{MESSAGES}{members}}}"#);
+        let got: Value =
+            serde_json::from_str(&format!("{{\"a\":1{}", sent_within(limit, &body, quirks, budget))).unwrap();
+        assert_eq!(got, serde_json::from_str::<Value>(&format!("{{\"a\":1{sent}")).unwrap(), "{members}");
+    }
+}
+
+#[test]
+fn thinking_that_is_counted_apart_is_held_for() {
+    let budget = Thinking::Budget { min: 0, max: 3000 };
+    let ceiling = |members: &str, quirks: &[Quirk]| {
+        let body = format!(r#"{{"model":"up",{MESSAGES}{members}}}"#);
+        let request = ChatRequest::parse(body.into()).unwrap();
+        output_ceiling(&request, quirks.iter().copied().collect(), &rules(budget), 10_000)
+    };
+    let apart = &[Quirk::EnableThinking][..];
+    assert_eq!(ceiling("", &[]), 10_000);
+    assert_eq!(ceiling(r#","max_tokens":500,"reasoning_effort":"high""#, &[]), 500);
+    assert_eq!(ceiling(r#","max_tokens":500,"reasoning_effort":"high""#, apart), 3500);
+    assert_eq!(ceiling(r#","max_tokens":500,"thinking_budget":700"#, apart), 1200);
+    assert_eq!(ceiling(r#","max_tokens":500,"enable_thinking":false"#, apart), 500);
+    assert_eq!(ceiling(r#","max_tokens":500"#, apart), 10_000, "nobody has said for how long");
+    assert_eq!(ceiling(r#","max_tokens":500"#, &[Quirk::EnableThinking, Quirk::ThinksInStreamsOnly]), 500);
+}
+
 fn refused(members: &str, quirks: &[Quirk], rules: ModelRules) -> Refusal {
     sent_by(&format!(r#"{{"model":"m",{members}}}"#), quirks, rules).unwrap_err()
 }
