@@ -37,8 +37,12 @@ fn main() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
     let store = runtime.block_on(Store::open(&format!("sqlite://{}/tollgate.db", folder.path().display())))?;
     let payers = runtime.block_on(payers(&store))?;
-    let place =
-        SpoolPlace { path: folder.path().join("spool.db"), bytes_max: 1 << 30, durability: Durability::Process };
+    let place = SpoolPlace {
+        path: folder.path().join("spool.db"),
+        bytes_max: 1 << 30,
+        durability: Durability::Process,
+        sinks: Vec::new(),
+    };
     let (recorder, worker) = runtime.block_on(billing::open(&place, store.clone()))?;
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let told = async move {

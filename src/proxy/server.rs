@@ -158,6 +158,7 @@ fn spool_place(config: &config::BillingConfig) -> SpoolPlace {
             config::Durability::Process => billing::Durability::Process,
             config::Durability::Power => billing::Durability::Power,
         },
+        sinks: Vec::new(),
     }
 }
 

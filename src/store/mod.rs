@@ -20,6 +20,7 @@ mod fixture;
 mod key;
 mod ledger;
 mod open;
+mod spool;
 mod usage;
 
 pub use account::{Account, Credit};
@@ -27,7 +28,7 @@ pub use audit::{Difference, DifferenceKind};
 pub use change::{Balance, Balances, Changes};
 pub use error::StoreError;
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
-pub use ledger::Settled;
+pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
 pub use usage::{By, UsageFilter, UsagePosition, UsageTotal};
 

@@ -8,15 +8,23 @@ use uuid::Uuid;
 
 use super::*;
 use crate::billing::backlog::HELD_RECORDS_MAX;
-use crate::billing::recorder::{Opening, Recorder, Ticket, Unreported};
-use crate::billing::spool::tests::{place, record};
-use crate::billing::{SpoolPlace, open};
+use crate::billing::delivery::Ledger;
+use crate::billing::recorder::{NotKept, Opening, Receipt, Recorder, Ticket, Unreported};
+use crate::billing::spool::Writes;
+use crate::billing::spool::tests::{open_row, place, record};
+use crate::billing::{Progress, SpoolPlace, open};
 use crate::relay::admit::{Hold, Purse, Spending};
 use crate::relay::auth::KeyDigest;
-use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, Rates, SampledText};
-use crate::store::{KeyTerms, NewKey};
+use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, Rates, SampledText, Usage};
+use crate::store::{KeyTerms, NewKey, Settled, SpoolCursor, StoreError};
 
 const BALANCE: i64 = 100_000_000;
+
+/// What each request holds.
+const HELD: i64 = 400;
+
+/// How long what should come soon may take.
+const SOON: Duration = Duration::from_secs(20);
 
 /// A ledger in memory that outlives the workers: at most once by request id, as the store's.
 #[derive(Debug, Default, Clone)]
@@ -25,6 +33,8 @@ struct FakeLedger(Arc<Mutex<Books>>);
 #[derive(Debug, Default)]
 struct Books {
     entries: HashMap<Uuid, NanoUsd>,
+    /// Of each writer, the last batch that is entered.
+    cursors: HashMap<String, i64>,
     /// How many calls to fail without having entered anything.
     fail_before: u32,
     /// How many calls after those to fail though everything was entered.
@@ -44,11 +54,23 @@ impl FakeLedger {
 }
 
 impl Ledger for FakeLedger {
-    async fn settle(&self, records: &[UsageRecord]) -> Result<Vec<Settled>, StoreError> {
+    async fn settle(
+        &self,
+        records: &[UsageRecord],
+        cursor: Option<SpoolCursor<'_>>,
+    ) -> Result<Vec<Settled>, StoreError> {
         let mut books = self.books();
         if books.fail_before > 0 {
             books.fail_before -= 1;
             return Err(sqlx::Error::PoolTimedOut.into());
+        }
+        if let Some(SpoolCursor { writer, first, last }) = cursor {
+            let entered = books.cursors.entry(writer.to_owned()).or_default();
+            assert!(
+                first <= *entered + 1 && last > *entered || first <= last && last == *entered,
+                "{writer}: {first}-{last} after {entered}"
+            );
+            *entered = last;
         }
         let fresh: Vec<_> =
             records.iter().map(|record| books.entries.insert(record.request_id, record.cost).is_none()).collect();
@@ -80,7 +102,7 @@ struct Running {
 
 impl Running {
     fn start<L: Ledger>(mut worker: Worker<L>) -> Self {
-        worker.desk.retry_first = Duration::from_millis(1);
+        worker.delivery.retry_first = Duration::from_millis(1);
         let (shutdown, told) = oneshot::channel::<()>();
         let observed: Arc<Mutex<Vec<UsageRecord>>> = Arc::default();
         let seen = Arc::clone(&observed);
@@ -109,21 +131,23 @@ impl Payer {
         Self { account, spending: Arc::new(Spending::new(NanoUsd(0), 0)) }
     }
 
-    fn ticket(&self, recorder: &Recorder) -> Option<Ticket> {
+    fn ticket(&self, recorder: &Recorder, number: u128) -> Option<Ticket> {
         recorder.open(Opening {
-            request_id: Uuid::nil(),
+            request_id: Uuid::from_u128(number),
             account_id: "acct_1".into(),
             key_id: "key_1".into(),
             model: "Pro/moonshotai/Kimi-K2.6".into(),
             started_at_ms: 0,
-            hold: Hold::take(&self.account, &self.spending, None, NanoUsd(0), NanoUsd(0)).unwrap(),
+            hold: Hold::take(&self.account, &self.spending, None, NanoUsd(0), NanoUsd(HELD)).unwrap(),
         })
     }
 
+    fn finish(&self, recorder: &Recorder, number: u128) -> Receipt {
+        self.ticket(recorder, number).unwrap().finish(record(number), None)
+    }
+
     fn record(&self, recorder: &Recorder, numbers: impl Iterator<Item = u128>) {
-        for number in numbers {
-            drop(self.ticket(recorder).unwrap().finish(record(number), None));
-        }
+        numbers.for_each(|number| drop(self.finish(recorder, number)));
     }
 }
 
@@ -166,11 +190,12 @@ async fn what_a_crash_left_is_settled_by_the_next_run_at_most_once() {
     let ledger = FakeLedger::default();
     let records: Vec<_> = (1..=9).map(record).collect();
     {
-        let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
-        worker.desk.spool.append(1, &records[..5].iter().collect::<Vec<_>>()).await.unwrap();
-        worker.desk.spool.append(2, &records[5..].iter().collect::<Vec<_>>()).await.unwrap();
-        // Three of them reached the ledger, and the process died before it removed them from the spool.
-        ledger.settle(&records[..3]).await.unwrap();
+        let mut file = SpoolFile::open(&place(&folder)).unwrap();
+        file.append(&records[..5]);
+        file.append(&records[5..]);
+        // The first of them reached the ledger, and the process died before it removed them from the spool.
+        let cursor = SpoolCursor { writer: file.writer(), first: 1, last: 1 };
+        ledger.settle(&records[..5], Some(cursor)).await.unwrap();
     }
     let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
     assert_eq!(recorder.state().spooled(), 9);
@@ -230,12 +255,13 @@ async fn usage_that_nobody_reported_is_counted_priced_and_marked() {
     let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
     let payer = Payer::new();
     let bare = |number| UsageRecord { cost: NanoUsd(0), usage: Default::default(), ..record(number) };
-    drop(payer.ticket(&recorder).unwrap().finish(bare(1), Some(unreported())));
+    drop(payer.ticket(&recorder, 1).unwrap().finish(bare(1), Some(unreported())));
     let prompt_known = UsageRecord { usage: record(2).usage, ..bare(2) };
     let only_output = Unreported { prompt: None, ..unreported() };
-    drop(payer.ticket(&recorder).unwrap().finish(prompt_known, Some(only_output)));
-    assert_eq!(payer.account.available(), NanoUsd(BALANCE), "not known yet");
-    let observed = Running::start(worker).stop().await;
+    drop(payer.ticket(&recorder, 2).unwrap().finish(prompt_known, Some(only_output)));
+    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 2 * HELD), "held until it is known");
+    let mut observed = Running::start(worker).stop().await;
+    observed.sort_by_key(|record| record.request_id);
     assert!(observed.iter().all(|record| record.estimated));
     // 6 tokens of text, 4 of the message, 3 that open the answer.
     assert_eq!((observed[0].usage.input, observed[0].usage.output), (13, 6));
@@ -251,7 +277,7 @@ async fn the_worker_waits_for_slots_that_are_out() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = FakeLedger::default();
     let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
-    let (late, never) = (Payer::new().ticket(&recorder).unwrap(), Payer::new().ticket(&recorder).unwrap());
+    let (late, never) = (Payer::new().ticket(&recorder, 1).unwrap(), Payer::new().ticket(&recorder, 2).unwrap());
     let Running { shutdown, worker, .. } = Running::start(worker);
     shutdown.send(()).unwrap();
     while recorder.is_open() {
@@ -294,12 +320,10 @@ async fn a_batch_of_nothing_readable_holds_nothing_up() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = FakeLedger::default();
     {
-        let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
-        for number in 1..=3 {
-            worker.desk.spool.append(number, &[&record(number as u128)]).await.unwrap();
-        }
-        worker.desk.spool.damage(1).await;
-        worker.desk.spool.damage(3).await;
+        let mut file = SpoolFile::open(&place(&folder)).unwrap();
+        (1..=3).for_each(|number| assert!(file.append(&[record(number)]) > 0));
+        file.damage(1);
+        file.damage(3);
     }
     let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
     let running = Running::start(worker);
@@ -311,48 +335,164 @@ async fn a_batch_of_nothing_readable_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_removed_leaves_its_purse_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let ledger = FakeLedger::default();
-    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
-    let payer = Payer::new();
-    payer.record(&recorder, 1..=5);
-    worker.desk.spool.refuse_removal(true).await;
-    let keeper = worker.desk.spool.other();
-    let running = Running::start(worker);
-    while recorder.state().deliveries_failed() < 3 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(ledger.total(), (5, 500), "entered once");
-    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 500));
-    assert_eq!((recorder.state().spooled(), recorder.state().delivered()), (5, 0));
-    keeper.refuse_removal(false).await;
-    running.stop().await;
-    assert_eq!((recorder.state().spooled(), recorder.state().delivered()), (0, 5));
-    assert_eq!(payer.account.available(), NanoUsd(BALANCE - 500));
-    assert_eq!(payer.spending.spent(), NanoUsd(500));
-}
-
-#[tokio::test]
-async fn a_full_spool_gives_no_slots() {
+async fn a_full_spool_gives_no_tickets_and_settles_what_runs() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = FakeLedger::default();
     ledger.books().fail_before = u32::MAX;
-    let small = SpoolPlace { bytes_max: 32 * 1024, ..place(&folder) };
+    let small = SpoolPlace { bytes_max: 1 << 20, ..place(&folder) };
     let (recorder, worker) = open(&small, ledger.clone()).await.unwrap();
     let payer = Payer::new();
-    payer.record(&recorder, 1..=800);
     let running = Running::start(worker);
-    while recorder.is_open() {
-        tokio::task::yield_now().await;
+    let mut number = 0;
+    let mut runs = Vec::new();
+    // Some run on, most end.
+    while let Some(ticket) = payer.ticket(&recorder, number + 1) {
+        number += 1;
+        match number % 50 {
+            0 => runs.push((number, ticket)),
+            _ => ticket.finish(record(number), None).kept().await.unwrap(),
+        }
+        assert!(number < 20_000);
     }
-    assert!(recorder.state().spool_full());
+    assert!(number > 1_000 && recorder.state().bytes_used() < 1 << 20, "{number}");
+    for (number, ticket) in runs {
+        ticket.finish(record(number), None).kept().await.unwrap();
+    }
     ledger.books().fail_before = 0;
     while !recorder.is_open() {
         tokio::task::yield_now().await;
     }
     running.stop().await;
-    assert_eq!(ledger.total(), (800, 80_000));
+    assert_eq!(ledger.total().0, number as usize);
+    assert!(small.path.metadata().unwrap().len() <= 1 << 20);
+}
+
+#[tokio::test]
+async fn a_disk_without_room_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    worker.file.leave_pages(0);
+    let inbox = Arc::clone(&worker.inbox);
+    let tickets: Vec<_> = (1..=200).map(|number| payer.ticket(&recorder, number).unwrap()).collect();
+    let running = Running::start(worker);
+    let receipts: Vec<_> =
+        tickets.into_iter().zip(1..).map(|(ticket, number)| ticket.finish(record(number), None)).collect();
+    while !recorder.state().spool_full() {
+        tokio::task::yield_now().await;
+    }
+    assert!(payer.ticket(&recorder, 201).is_none() && !recorder.state().failed());
+    assert_eq!((ledger.total().0, recorder.state().spooled()), (0, 0), "nothing is acknowledged");
+    inbox.ask(|file| Ok(file.leave_pages(1_000))).await.unwrap();
+    for receipt in receipts {
+        receipt.kept().await.unwrap();
+    }
+    assert!(recorder.is_open());
+    running.stop().await;
+    assert_eq!(ledger.total(), (200, 20_000));
+}
+
+#[tokio::test]
+async fn a_spool_that_fails_acknowledges_nothing_more_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    let inbox = Arc::clone(&worker.inbox);
+    let running = Running::start(worker);
+    payer.finish(&recorder, 1).kept().await.unwrap();
+    let [runs, waits] = [2, 3].map(|number| payer.ticket(&recorder, number).unwrap());
+    while recorder.state().open_rows() < 2 {
+        tokio::task::yield_now().await;
+    }
+    runs.checkpoint(Progress {
+        provider: "moonshot".into(),
+        usage: Usage { input: 7, output: 1, ..Usage::default() },
+        cost: NanoUsd(70),
+        first_token_ms: Some(3),
+        total_ms: 9,
+    });
+    inbox.ask(|file| Ok(file.break_writes())).await.unwrap();
+    // A checkpoint has its time; it is written before or with what breaks.
+    assert_eq!(waits.finish(record(3), None).kept().await, Err(NotKept));
+    tokio::time::timeout(SOON, recorder.state().until_failed()).await.unwrap();
+    assert!(payer.ticket(&recorder, 4).is_none() && !recorder.is_open());
+    assert_eq!(runs.finish(record(2), None).kept().await, Err(NotKept));
+    tokio::time::timeout(SOON, running.worker).await.unwrap().unwrap();
+    assert!(ledger.total().0 <= 1);
+
+    let mended = SpoolFile::open(&place(&folder)).unwrap();
+    mended.mend_writes();
+    mended.close().unwrap();
+    let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let observed = Running::start(worker).stop().await;
+    assert_eq!(ledger.total(), (3, 100), "what was not kept had sent nothing at its last checkpoint");
+    assert_eq!(observed.iter().map(|one| one.status).collect::<Vec<_>>(), [500, 500]);
+}
+
+#[tokio::test]
+async fn what_ran_in_a_process_that_died_is_billed_and_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let running = Running::start(worker);
+    let mut dead = SpoolFile::open(&place(&folder)).unwrap();
+    let opened = [open_row(1, None), open_row(2, Some(70))];
+    dead.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
+    dead.append(&[record(3)]);
+    assert_eq!(ledger.total().0, 0, "it lives");
+    drop(dead);
+    let delivered = async {
+        while recorder.state().delivered() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, delivered).await.unwrap();
+    assert_eq!(ledger.total(), (3, 170));
+    let observed = running.stop().await;
+    assert_eq!(observed.iter().map(|one| one.request_id.as_u128()).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[tokio::test]
+async fn what_lives_elsewhere_counts_until_the_ledger_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    ledger.books().fail_before = u32::MAX;
+    let mut other = SpoolFile::open(&place(&folder)).unwrap();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let owed = async |recorder: &Recorder| {
+        let amounts = recorder.elsewhere().amounts().await.unwrap();
+        amounts.get("acct_1").copied().unwrap_or_default().0
+    };
+    other.commit(Writes { opened: &[open_row(1, None), open_row(2, Some(70))], ..Writes::default() }).unwrap();
+    assert_eq!(owed(&recorder).await, 1_800);
+    other.commit(Writes { closed: &[Uuid::from_u128(1)], records: &[&record(1)], ..Writes::default() }).unwrap();
+    assert_eq!(owed(&recorder).await, 1_000);
+    other.append(&[record(3), record(4)]);
+    let writer = Arc::clone(other.writer());
+    assert_eq!(owed(&recorder).await, 1_200);
+    other.took("ledger", &writer, 1);
+    assert_eq!(owed(&recorder).await, 1_100);
+    drop(other);
+    let running = Running::start(worker);
+    // What ran is a record now, at what had passed.
+    let adopted = async {
+        while owed(&recorder).await != 270 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, adopted).await.unwrap();
+    ledger.books().cursors.insert(writer.to_string(), 1);
+    ledger.books().fail_before = 0;
+    let settled = async {
+        while owed(&recorder).await != 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, settled).await.unwrap();
+    running.stop().await;
+    assert_eq!(ledger.total(), (3, 270));
 }
 
 #[tokio::test]
@@ -369,7 +509,7 @@ async fn the_real_ledger_enters_each_record_once() {
     for _ in 0..2 {
         let (recorder, worker) = open(&place(&folder), store.clone()).await.unwrap();
         for number in 1..=300 {
-            drop(payer.ticket(&recorder).unwrap().finish(of_key(number), None));
+            drop(payer.ticket(&recorder, number).unwrap().finish(of_key(number), None));
         }
         Running::start(worker).stop().await;
     }
