@@ -11,6 +11,7 @@
 //!
 //! Absent: threads, clocks and waiting. This is a file and what is done to it, one call after the other; [`super::scribe`] calls.
 
+mod adopt;
 mod lock;
 mod read;
 mod space;
@@ -26,10 +27,11 @@ use rusqlite::{Connection, ErrorCode, params};
 use thiserror::Error;
 use uuid::Uuid;
 
+pub(super) use self::adopt::Adopted;
 use self::lock::WriterLock;
 pub(super) use self::read::{ReadBack, SpoolReader};
 pub(super) use self::space::{Room, Sizes};
-use super::{SpoolPlace, batch, open_row};
+use super::{SpoolPlace, batch};
 use crate::relay::meter::UsageRecord;
 
 /// The sink that is always there.
@@ -177,17 +179,6 @@ pub(super) struct Stretch {
     pub(super) oldest_ms: i64,
 }
 
-/// What was left by processes that are dead.
-#[derive(Debug, Default)]
-pub(super) struct Adopted {
-    /// Batches to be delivered.
-    pub(super) stretches: Vec<Stretch>,
-    /// What has become a record now, and is in those batches.
-    pub(super) interrupted: Vec<UsageRecord>,
-    /// How many other processes live.
-    pub(super) living: usize,
-}
-
 impl SpoolFile {
     /// Opens the spool of that place as a process of its own.
     pub(super) fn open(place: &SpoolPlace) -> Result<Self, SpoolError> {
@@ -258,29 +249,6 @@ impl SpoolFile {
             }
         }
         Ok(Committed { number, log_bytes: self.log_bytes() })
-    }
-
-    /// Takes over what dead processes left. Their open requests become records as of their last checkpoints; their batches are from
-    /// now on this process's to deliver, for as long as it lives.
-    pub(super) fn adopt(&mut self) -> Result<Adopted, WriteError> {
-        const OTHERS: &str = "SELECT writer, legacy FROM writers WHERE writer <> ?1 ORDER BY writer";
-        let others = {
-            let mut select = self.connection.prepare_cached(OTHERS)?;
-            let others = select.query_map([&*self.writer], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            others.collect::<rusqlite::Result<Vec<(String, bool)>>>()?
-        };
-        let mut adopted = Adopted::default();
-        for (writer, legacy) in others {
-            let writer: Arc<str> = writer.into();
-            if self.inherited.contains_key(&writer) {
-                continue;
-            }
-            match WriterLock::take(&self.path, &writer)? {
-                Some(lock) => self.inherit(writer, legacy, lock, &mut adopted)?,
-                None => adopted.living += 1,
-            }
-        }
-        Ok(adopted)
     }
 
     /// Keeps of a batch what could be read, and the rest elsewhere.
@@ -403,87 +371,6 @@ impl SpoolFile {
         const ANY: &str = "SELECT NOT EXISTS (SELECT 1 FROM batches WHERE writer = ?1)";
         self.connection.prepare_cached(ANY)?.query_row([writer], |row| row.get(0))
     }
-
-    /// Takes over what one dead process left, in one transaction. What ran becomes batches of a writer that never lived, so that its
-    /// numbers begin at one, and nobody takes them for another's.
-    fn inherit(
-        &mut self,
-        writer: Arc<str>,
-        legacy: bool,
-        lock: WriterLock,
-        adopted: &mut Adopted,
-    ) -> Result<(), WriteError> {
-        let heir: Arc<str> = Uuid::now_v7().simple().to_string().into();
-        let heir_lock = WriterLock::take(&self.path, &heir)?.ok_or(SpoolError::Closed)?;
-        let found = in_transaction(&self.connection, || {
-            let interrupted = self.end_open_requests(&writer, &heir)?;
-            let of_heir = stretch(&self.connection, &heir, false)?;
-            let left = stretch(&self.connection, &writer, legacy)?;
-            if left.is_none() {
-                forget(&self.connection, &writer)?;
-            }
-            let cursors = self.cursors_of(&writer)?;
-            Ok((interrupted, of_heir, left, cursors))
-        });
-        let (interrupted, of_heir, left, cursors) = match found {
-            Ok(found) => found,
-            Err(error) => {
-                heir_lock.remove();
-                return Err(error.into());
-            }
-        };
-        tracing::info!(%writer, interrupted = interrupted.len(), left = left.as_ref().map_or(0, |left| left.records),
-            "a process ended without having delivered what it spooled; that is done now");
-        for (stretch, lock, cursors) in [(left, lock, cursors), (of_heir, heir_lock, vec![0; self.sinks.len()])] {
-            let Some(stretch) = stretch else {
-                lock.remove();
-                continue;
-            };
-            self.cursors.insert(Arc::clone(&stretch.writer), cursors);
-            self.inherited.insert(Arc::clone(&stretch.writer), lock);
-            adopted.stretches.push(stretch);
-        }
-        adopted.interrupted.extend(interrupted);
-        Ok(())
-    }
-
-    /// Makes records of the requests that a dead process was serving.
-    fn end_open_requests(&self, writer: &str, heir: &str) -> Result<Vec<UsageRecord>, SpoolError> {
-        const SELECT: &str = "SELECT id, body FROM open_requests WHERE writer = ?1 ORDER BY id";
-        const DELETE: &str = "DELETE FROM open_requests WHERE writer = ?1";
-        let mut select = self.connection.prepare_cached(SELECT)?;
-        let mut rows = select.query([writer])?;
-        let mut records = Vec::new();
-        let mut unreadable = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (id, body): ([u8; 16], String) = (row.get(0)?, row.get(1)?);
-            match open_row::interrupted(Uuid::from_bytes(id), &body) {
-                Ok(record) => records.push(record),
-                Err(error) => {
-                    let id = Uuid::from_bytes(id);
-                    tracing::error!(%id, %error, "a request that ran cannot be read; it is put aside, unbilled");
-                    unreadable.push(serde_json::json!({ "id": id.to_string(), "body": body }));
-                }
-            }
-        }
-        for (number, records) in (1..).zip(records.chunks(self.sizes.records_max)) {
-            insert_batch(&self.connection, heir, number, &records.iter().collect::<Vec<_>>())?;
-        }
-        if !records.is_empty() {
-            self.connection.execute("INSERT INTO writers (writer, legacy) VALUES (?1, 0)", [heir])?;
-        }
-        if !unreadable.is_empty() {
-            keep_unreadable(&self.connection, heir, 0, &serde_json::Value::from(unreadable).to_string())?;
-        }
-        self.connection.execute(DELETE, [writer])?;
-        Ok(records)
-    }
-
-    fn cursors_of(&self, writer: &str) -> rusqlite::Result<Vec<i64>> {
-        const SELECT: &str = "SELECT COALESCE(MAX(number), 0) FROM cursors WHERE sink = ?1 AND writer = ?2";
-        let mut select = self.connection.prepare_cached(SELECT)?;
-        self.sinks.iter().map(|sink| select.query_row(params![&**sink, writer], |row| row.get(0))).collect()
-    }
 }
 
 /// What acknowledging came to, once it is committed.
@@ -548,23 +435,6 @@ fn forget_other_sinks(connection: &Connection, sinks: &[Box<str>]) -> rusqlite::
         }
     }
     Ok(())
-}
-
-/// What batches a writer has.
-fn stretch(connection: &Connection, writer: &Arc<str>, legacy: bool) -> rusqlite::Result<Option<Stretch>> {
-    const STRETCH: &str = "SELECT MIN(number) - 1, MAX(number), SUM(records), MIN(oldest_ms)
-        FROM batches WHERE writer = ?1 HAVING COUNT(*) > 0";
-    let mut select = connection.prepare_cached(STRETCH)?;
-    let mut rows = select.query([&**writer])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some(Stretch {
-        writer: Arc::clone(writer),
-        legacy,
-        after: row.get(0)?,
-        last: row.get(1)?,
-        records: u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
-        oldest_ms: row.get(3)?,
-    }))
 }
 
 #[cfg(test)]

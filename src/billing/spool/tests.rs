@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::billing::open_row::Facts;
+use crate::billing::open_row::{self, Facts};
 use crate::billing::recorder::Progress;
 use crate::relay::meter::{NanoUsd, Usage};
 
