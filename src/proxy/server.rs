@@ -99,7 +99,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         .block_on(billing::open(&spool_place(&snapshot.billing), store.clone()))
         .map_err(|error| ServeError::Billing(error.to_string()))?;
     let keyring = runtime
-        .block_on(Keyring::open(store.clone()))
+        .block_on(Keyring::open(store.clone(), recorder.elsewhere().clone()))
         .map_err(|error| ServeError::Billing(format!("the store cannot be read: {error}")))?;
     let keyring = Arc::new(keyring);
     let shared = Arc::new(Shared {
