@@ -258,9 +258,12 @@ fn ticket(shared: &Shared, exchange: &Exchange, caller: &Caller, model: &Model) 
         started_at_ms: exchange.arrival.unix_ms,
         hold,
     };
-    shared.recorder.open(opening).ok_or_else(|| {
-        Refusal::new(Cause::BillingUnavailable, "Requests cannot be billed at the moment.").retry_after_ms(1000)
-    })
+    shared.recorder.open(opening).ok_or_else(unbilled)
+}
+
+/// Nothing can be billed, so nothing is sold.
+pub(super) fn unbilled() -> Refusal {
+    Refusal::new(Cause::BillingUnavailable, "Requests cannot be billed at the moment.").retry_after_ms(1000)
 }
 
 fn find_model(exchange: &Exchange, caller: &Caller, id: &str) -> Result<Arc<Model>, Refusal> {

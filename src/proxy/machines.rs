@@ -33,6 +33,7 @@ impl ServeHttp for AdminListener {
                 .map(ToString::to_string)
                 .collect(),
             billing_open: self.0.recorder.is_open(),
+            billing_failed: self.0.recorder.state().failed(),
             draining: self.0.draining.load(Ordering::Relaxed),
         };
         match admin::answer(session.req_header().uri.path(), &readiness) {
@@ -71,6 +72,9 @@ impl Shared {
             delivery_failures: billing.deliveries_failed(),
             spool_events: billing.spooled(),
             spool_oldest_seconds: billing.oldest_ms().map_or(0, |at| self.seconds_since(at)),
+            spool_open_requests: billing.open_rows(),
+            spool_bytes: billing.bytes_used().saturating_add(billing.bytes_reserved()),
+            spool_bytes_max: billing.bytes_limit(),
             access_lines_dropped: self.access_log.dropped(),
         }
     }

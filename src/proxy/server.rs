@@ -42,6 +42,8 @@ use crate::telemetry::{AccessLog, Metrics};
 
 /// How long running requests may take to end after SIGTERM.
 const GRACE_SECONDS: u64 = 300;
+/// How long they may take where they cannot be billed any more.
+const UNBILLED_GRACE: Duration = Duration::from_secs(3);
 /// How long settling may take after Pingora has dropped the requests that did not end.
 const LAST_DROPS_MAX: Duration = Duration::from_secs(5);
 /// How often a shutdown looks whether the last request has ended.
@@ -78,6 +80,9 @@ pub enum ServeError {
     /// The spool or the store cannot be opened.
     #[error("{0}")]
     Billing(String),
+    /// The spool failed while the relay ran. What it holds settles at the next start.
+    #[error("the spool failed, so the relay ended; start it again to find out what was kept")]
+    SpoolFailed,
     /// A thread, a runtime or a signal cannot be had.
     #[error("the process cannot start: {0}")]
     Process(String),
@@ -87,7 +92,7 @@ pub enum ServeError {
 /// that was used is in the ledger. `started` is called when the listeners are about to open.
 ///
 /// # Errors
-/// The relay could not start.
+/// The relay could not start, or ended because its spool failed.
 pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnOnce()) -> Result<(), ServeError> {
     let snapshot = live.load();
     try_listening(&snapshot.listen)?;
@@ -138,7 +143,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     }
     flush(runtime.handle(), end_billing, billing_done);
     log_writer.end();
-    Ok(())
+    if shared.recorder.state().failed() { Err(ServeError::SpoolFailed) } else { Ok(()) }
 }
 
 /// What becomes of a record once billing has priced it: the metrics of what was used, and its line.
@@ -328,10 +333,21 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
-/// Returns when Pingora has ended, or the last request after the signal has.
+/// Returns when Pingora has ended, or the last request after the signal has. Once nothing can be billed any more that is a signal too,
+/// and those who run have little time: they are told by the answer's breaking off that it is not whole.
 fn wait_for_the_end(shared: &Shared, pingora_ended: &Receiver<()>) {
+    let mut unbilled_since = None;
     while let Err(RecvTimeoutError::Timeout) = pingora_ended.recv_timeout(LOOK_EVERY) {
-        if shared.draining.load(Ordering::Acquire) && shared.requests_in_flight.count() == 0 {
+        let in_flight = shared.requests_in_flight.count();
+        if unbilled_since.is_none() && shared.recorder.state().failed() {
+            tracing::error!(in_flight, "requests cannot be billed any more; the process ends");
+            unbilled_since = Some(Instant::now());
+            shared.draining.store(true, Ordering::Release);
+        }
+        if unbilled_since.is_some_and(|since| since.elapsed() > UNBILLED_GRACE) {
+            return;
+        }
+        if shared.draining.load(Ordering::Acquire) && in_flight == 0 {
             // HTTP/2 sends a request's last frames after the request has ended.
             std::thread::park_timeout(LAST_FRAMES);
             return;

@@ -37,6 +37,12 @@ pub struct Metrics {
     pub spool_events: IntGauge,
     /// `tollgate_spool_oldest_seconds`
     pub spool_oldest_seconds: IntGauge,
+    /// `tollgate_spool_open_requests`
+    pub spool_open_requests: IntGauge,
+    /// `tollgate_spool_bytes`
+    pub spool_bytes: IntGauge,
+    /// `tollgate_spool_bytes_max`
+    pub spool_bytes_max: IntGauge,
     /// `tollgate_sink_delivered_total{sink,outcome}`
     pub sink_delivered: IntCounterVec,
     /// `tollgate_ledger_drift_nano_usd`: what the last audit found.
@@ -64,6 +70,12 @@ pub struct Observed {
     pub spool_events: u64,
     /// How long the oldest of them has waited.
     pub spool_oldest_seconds: u64,
+    /// Running requests that have a row in the spool.
+    pub spool_open_requests: u64,
+    /// What the spool takes, what running requests may still write included.
+    pub spool_bytes: u64,
+    /// What the spool may take.
+    pub spool_bytes_max: u64,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
 }
@@ -114,6 +126,9 @@ impl Metrics {
             key_cache: counters(r, "key_cache_total", "Key look-ups, by who answered.", &["outcome"])?,
             spool_events: gauge(r, "spool_events", "Records that wait for the ledger.")?,
             spool_oldest_seconds: gauge(r, "spool_oldest_seconds", "How long the oldest of them has waited.")?,
+            spool_open_requests: gauge(r, "spool_open_requests", "Running requests that the spool knows of.")?,
+            spool_bytes: gauge(r, "spool_bytes", "Room that the spool takes or keeps for running requests.")?,
+            spool_bytes_max: gauge(r, "spool_bytes_max", "Room that the spool may take, or its disk has.")?,
             sink_delivered: counters(r, "sink_delivered_total", "Deliveries of records.", &["sink", "outcome"])?,
             ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
             config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
@@ -170,8 +185,15 @@ impl Metrics {
         raise(&self.sink_delivered.with_label_values(&["ledger", "ok"]), observed.delivered);
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
-        self.spool_events.set(i64::try_from(observed.spool_events).unwrap_or(i64::MAX));
-        self.spool_oldest_seconds.set(i64::try_from(observed.spool_oldest_seconds).unwrap_or(i64::MAX));
+        for (gauge, value) in [
+            (&self.spool_events, observed.spool_events),
+            (&self.spool_oldest_seconds, observed.spool_oldest_seconds),
+            (&self.spool_open_requests, observed.spool_open_requests),
+            (&self.spool_bytes, observed.spool_bytes),
+            (&self.spool_bytes_max, observed.spool_bytes_max),
+        ] {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
     }
 }
 
