@@ -55,7 +55,7 @@ mod tests {
         let fixture = Fixture::with_credit("5").await;
         let store = &fixture.store;
         let (first, second) = (record(&fixture, 100), record(&fixture, 20));
-        assert!(store.settle(&[first.clone()], batches(1, 1)).await.unwrap()[0].fresh);
+        assert!(store.settle(std::slice::from_ref(&first), batches(1, 1)).await.unwrap()[0].fresh);
         let again = store.settle(&[first.clone(), record(&fixture, 7)], batches(1, 1)).await.unwrap();
         assert_eq!(again.iter().map(|one| one.fresh).collect::<Vec<_>>(), [false, false]);
         assert_eq!((again[1].balance, again[1].spent), (NanoUsd(4_999_999_900), NanoUsd(100)));

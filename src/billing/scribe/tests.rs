@@ -60,8 +60,10 @@ struct World {
     cursors: BTreeMap<Arc<str>, i64>,
 }
 
+type Told = Box<dyn FnMut(i64, Vec<Kept>)>;
+
 struct Process {
-    scribe: Scribe<Box<dyn FnMut(i64, Vec<Kept>)>>,
+    scribe: Scribe<Told>,
     arrived: Arrived,
     batches: mpsc::Receiver<i64>,
     reader: SpoolReader,
@@ -85,7 +87,7 @@ impl Process {
         let state = Arc::new(BillingState::default());
         state.set_room(file.room().unwrap());
         let (sender, batches) = mpsc::channel();
-        let kept: Box<dyn FnMut(i64, Vec<Kept>)> = Box::new(move |number, _| sender.send(number).unwrap());
+        let kept: Told = Box::new(move |number, _| sender.send(number).unwrap());
         let scribe = Scribe::new(file, Group::new(Pace::default(), 3), Arc::clone(&state), kept);
         let reader = SpoolReader::open(&place.path).unwrap();
         Self { scribe, arrived: Arrived::default(), batches, reader, stretches, state }

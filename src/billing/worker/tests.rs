@@ -384,7 +384,11 @@ async fn a_disk_without_room_is_waited_for() {
     }
     assert!(payer.ticket(&recorder, 201).is_none() && !recorder.state().failed());
     assert_eq!((ledger.total().0, recorder.state().spooled()), (0, 0), "nothing is acknowledged");
-    inbox.ask(|file| Ok(file.leave_pages(1_000))).await.unwrap();
+    let job = |file: &mut SpoolFile| {
+        file.leave_pages(1_000);
+        Ok(())
+    };
+    inbox.ask(job).await.unwrap();
     for receipt in receipts {
         receipt.kept().await.unwrap();
     }
@@ -413,7 +417,11 @@ async fn a_spool_that_fails_acknowledges_nothing_more_and_ends() {
         first_token_ms: Some(3),
         total_ms: 9,
     });
-    inbox.ask(|file| Ok(file.break_writes())).await.unwrap();
+    let job = |file: &mut SpoolFile| {
+        file.break_writes();
+        Ok(())
+    };
+    inbox.ask(job).await.unwrap();
     // A checkpoint has its time; it is written before or with what breaks.
     assert_eq!(waits.finish(record(3), None).kept().await, Err(NotKept));
     tokio::time::timeout(SOON, recorder.state().until_failed()).await.unwrap();
