@@ -41,7 +41,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any_of().prop_map(Event::Release),
         6 => (0_u64..60_000).prop_map(Event::Step),
         2 => any::<bool>().prop_map(|lost| Event::Deliver { lost }),
-        1 => (0_i64..3).prop_map(Event::Room),
+        2 => (0_i64..3).prop_map(Event::Room),
         1 => Just(Event::Crash),
     ]
 }
@@ -96,7 +96,7 @@ impl Process {
     fn open(&mut self, world: &mut World) {
         world.minted += 1;
         let name = || Box::from("n");
-        let facts = Facts { account: name(), key: name(), model: name(), started_at_ms: 1, hold: 9 };
+        let facts = Facts { account: name(), key: name(), model: long_name(), started_at_ms: 1, hold: 9 };
         self.arrived.opened.push((Uuid::from_u128(world.minted), Arc::new(facts)));
         world.running.push(world.minted);
     }
@@ -112,7 +112,7 @@ impl Process {
         let reserved = Arc::new(BillingState::default());
         reserved.set_room(crate::billing::spool::Room { used: 0, limit: u64::MAX });
         let reserved = reserved.reserve(1).unwrap();
-        let record = UsageRecord { cost: NanoUsd(FINAL), ..record(number) };
+        let record = UsageRecord { cost: NanoUsd(FINAL), model: long_name(), ..record(number) };
         self.arrived.finished.push(Finished { ticket: Uuid::from_u128(number), record, charge, kept, reserved });
         world.waiting.insert(number, wait);
     }
@@ -161,6 +161,11 @@ impl Process {
 }
 
 const FINAL: i64 = 5_000;
+
+/// A few rows fill a page, so that room matters.
+fn long_name() -> Box<str> {
+    "n".repeat(1_500).into()
+}
 
 fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
     let folder = tempfile::tempdir().unwrap();
