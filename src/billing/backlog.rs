@@ -187,7 +187,7 @@ impl Backlog {
 
 #[cfg(test)]
 mod tests {
-    use super::super::spool::tests::record;
+    use super::super::spool::record;
     use super::*;
 
     fn backlog(left_behind: Vec<Stretch>) -> Backlog {

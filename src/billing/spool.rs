@@ -438,4 +438,7 @@ fn forget_other_sinks(connection: &Connection, sinks: &[Box<str>]) -> rusqlite::
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(super) use self::tests::{open_row, place, record};
+
+#[cfg(test)]
+mod tests;

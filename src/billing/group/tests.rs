@@ -1,7 +1,7 @@
 //! When what is written, and what never is.
 
 use super::super::spool::Room;
-use super::super::spool::tests::record;
+use super::super::spool::record;
 use super::super::state::BillingState;
 use super::*;
 use crate::relay::admit::{Charge, Purse, Spending};

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::billing::SpoolPlace;
 use crate::billing::group::Pace;
-use crate::billing::spool::tests::{place, record};
 use crate::billing::spool::{LEDGER, SpoolReader, Stretch};
+use crate::billing::spool::{place, record};
 use crate::relay::admit::{Purse, Spending};
 use crate::relay::meter::{NanoUsd, Usage};
 

@@ -63,8 +63,7 @@ fn insert(connection: &Connection, writer: &str, number: i64, records: &[UsageRe
 mod tests {
     use rusqlite::{Connection, params};
 
-    use super::super::tests::{place, record};
-    use super::super::{SpoolFile, SpoolReader};
+    use super::super::{SpoolFile, SpoolReader, place, record};
 
     const OLD: &str = "CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL UNIQUE,
             writer TEXT NOT NULL, ended_at_ms INTEGER NOT NULL, record TEXT NOT NULL);
