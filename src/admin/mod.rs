@@ -13,6 +13,8 @@ pub struct Readiness {
     pub config_mistakes: Vec<String>,
     /// Records can be taken.
     pub billing_open: bool,
+    /// None will be, until the process is started again.
+    pub billing_failed: bool,
     /// The process has been told to end.
     pub draining: bool,
 }
@@ -38,7 +40,7 @@ pub fn answer(path: &str, readiness: &Readiness) -> Option<Reply> {
 /// 503 takes a process out of a load balancer. A refused reload does not: the old configuration serves, and the document
 /// says so.
 fn ready(readiness: &Readiness) -> Reply {
-    let Readiness { store_reachable, ref config_mistakes, billing_open, draining } = *readiness;
+    let Readiness { store_reachable, ref config_mistakes, billing_open, billing_failed, draining } = *readiness;
     let config_valid = config_mistakes.is_empty();
     let takes_traffic = store_reachable && billing_open && !draining;
     let body = json!({
@@ -46,7 +48,7 @@ fn ready(readiness: &Readiness) -> Reply {
         "store": if store_reachable { "ok" } else { "unreachable" },
         "config": if config_valid { "ok" } else { "the last reload was refused" },
         "config_mistakes": config_mistakes,
-        "billing": if billing_open { "ok" } else { "closed" },
+        "billing": if billing_open { "ok" } else if billing_failed { "failed" } else { "closed" },
         "draining": draining,
     });
     Reply { status: if takes_traffic { 200 } else { 503 }, body: body.to_string() }
@@ -56,8 +58,13 @@ fn ready(readiness: &Readiness) -> Reply {
 mod tests {
     use super::*;
 
-    const WELL: Readiness =
-        Readiness { store_reachable: true, config_mistakes: Vec::new(), billing_open: true, draining: false };
+    const WELL: Readiness = Readiness {
+        store_reachable: true,
+        config_mistakes: Vec::new(),
+        billing_open: true,
+        billing_failed: false,
+        draining: false,
+    };
 
     #[test]
     fn a_process_that_drains_or_cannot_bill_gets_no_traffic() {

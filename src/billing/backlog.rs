@@ -38,6 +38,8 @@ struct Batch {
 
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
+    /// Whether others wrote them.
+    inherited: bool,
     records: u64,
     oldest_ms: i64,
 }
@@ -56,6 +58,8 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Parcel {
     pub(super) writer: Arc<str>,
+    /// Whether its numbers may have gaps, because an earlier version wrote them.
+    pub(super) legacy: bool,
     pub(super) first: i64,
     pub(super) last: i64,
     pub(super) records: Vec<UsageRecord>,
@@ -76,6 +80,16 @@ impl Backlog {
         }
     }
 
+    /// Others have left something, which is this process's to deliver.
+    pub(super) fn inherit(&mut self, stretches: Vec<Stretch>) {
+        self.left_behind.extend(stretches);
+    }
+
+    /// Whether anything of others waits.
+    pub(super) fn has_inherited(&self) -> bool {
+        !self.left_behind.is_empty() || self.on_its_way.is_some_and(|waiting| waiting.inherited)
+    }
+
     /// A batch of this process is in the spool. Numbers follow each other.
     pub(super) fn push(&mut self, number: i64, records: Vec<UsageRecord>) {
         if let Some(stretch) = &mut self.not_held {
@@ -84,6 +98,7 @@ impl Backlog {
         } else if self.held_records + records.len() > HELD_RECORDS_MAX {
             self.not_held = Some(Stretch {
                 writer: Arc::clone(&self.writer),
+                legacy: false,
                 after: number - 1,
                 last: number,
                 records: records.len() as u64,
@@ -110,19 +125,21 @@ impl Backlog {
             records.extend(batch.records);
         }
         self.held_records -= records.len();
-        let parcel = Parcel { writer: Arc::clone(&self.writer), first: number, last, records, settled: false };
+        let writer = Arc::clone(&self.writer);
+        let parcel = Parcel { writer, legacy: false, first: number, last, records, settled: false };
         self.depart(&parcel);
         Next::Parcel(parcel)
     }
 
-    /// A stretch that was to be read has been read up to and with its batch `last`, whose records are on their way now; with `None`
+    /// Of a stretch that was to be read the batches of those numbers have been read, whose records are on their way now; with `None`
     /// nothing is left of it.
     pub(super) fn advance(
         &mut self,
         stretch: &Stretch,
-        last: Option<i64>,
+        numbers: Option<(i64, i64)>,
         records: Vec<UsageRecord>,
     ) -> Option<Parcel> {
+        let last = numbers.map(|(_, last)| last);
         let left_behind = !self.left_behind.is_empty();
         let rest = if left_behind { self.left_behind.front_mut() } else { self.not_held.as_mut() };
         let at_end = rest.is_none_or(|rest| {
@@ -137,8 +154,9 @@ impl Backlog {
         } else if at_end {
             self.not_held = None;
         }
-        let (writer, first) = (Arc::clone(&stretch.writer), stretch.after + 1);
-        let parcel = Parcel { writer, first, last: last?, records, settled: false };
+        let (first, last) = numbers?;
+        let (writer, legacy) = (Arc::clone(&stretch.writer), stretch.legacy);
+        let parcel = Parcel { writer, legacy, first, last, records, settled: false };
         self.depart(&parcel);
         Some(parcel)
     }
@@ -162,13 +180,14 @@ impl Backlog {
 
     fn depart(&mut self, parcel: &Parcel) {
         let records = parcel.records.len() as u64;
-        self.on_its_way = Some(Waiting { records, oldest_ms: oldest_ms(parcel.records.iter()) });
+        let inherited = parcel.writer != self.writer;
+        self.on_its_way = Some(Waiting { inherited, records, oldest_ms: oldest_ms(parcel.records.iter()) });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::spool::tests::record;
+    use super::super::spool::record;
     use super::*;
 
     fn backlog(left_behind: Vec<Stretch>) -> Backlog {
@@ -176,7 +195,7 @@ mod tests {
     }
 
     fn left(writer: &str, last: i64) -> Stretch {
-        Stretch { writer: writer.into(), after: 0, last, records: 2, oldest_ms: 5 }
+        Stretch { writer: writer.into(), legacy: false, after: 0, last, records: 2, oldest_ms: 5 }
     }
 
     fn some(count: usize) -> Vec<UsageRecord> {
@@ -220,11 +239,11 @@ mod tests {
         backlog.push(1, some(1));
         assert_eq!(backlog.waiting(), (5, Some(5)));
         let first = stretch(backlog.next(10));
-        let read = backlog.advance(&first, Some(3), some(1)).unwrap();
+        let read = backlog.advance(&first, Some((1, 3)), some(1)).unwrap();
         assert_eq!((&*read.writer, read.first, read.last, read.records.len()), ("a", 1, 3, 1));
         let rest = stretch(backlog.next(10));
         assert_eq!((rest.after, rest.last), (3, 7));
-        backlog.advance(&rest, Some(7), some(1)).unwrap();
+        backlog.advance(&rest, Some((4, 7)), some(1)).unwrap();
         let second = stretch(backlog.next(10));
         assert_eq!(&*second.writer, "aa");
         assert!(backlog.advance(&second, None, Vec::new()).is_none(), "its process settled it itself");
@@ -244,12 +263,12 @@ mod tests {
         let rest = stretch(backlog.next(10));
         assert_eq!((rest.after, rest.last, rest.records), (1, 3, 2), "there is room again, but not before its turn");
         backlog.push(4, some(1));
-        let read = backlog.advance(&rest, Some(3), some(2)).unwrap();
+        let read = backlog.advance(&rest, Some((2, 3)), some(2)).unwrap();
         assert_eq!((read.first, read.last), (2, 3));
         backlog.delivered();
         let grown = stretch(backlog.next(10));
         assert_eq!((grown.after, grown.last, grown.records), (3, 4, 1));
-        backlog.advance(&grown, Some(4), some(1)).unwrap();
+        backlog.advance(&grown, Some((4, 4)), some(1)).unwrap();
         backlog.delivered();
         backlog.push(5, some(1));
         assert_eq!(parcel(backlog.next(10)), (5, 5, 1), "held again");

@@ -122,7 +122,7 @@ pub(super) fn decode(body: &str) -> Read {
 
 #[cfg(test)]
 mod tests {
-    use super::super::spool::tests::record;
+    use super::super::spool::record;
     use super::*;
 
     #[test]

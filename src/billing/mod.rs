@@ -1,20 +1,30 @@
-//! From a finished request to a ledger entry: recorder, spool, ledger.
+//! From an admitted request to a ledger entry: recorder, spool, ledger.
 //!
 //! ```text
-//! request ends → Ticket::finish → queue → spool (SQLite beside the relay) → Store::settle → removed from the spool
+//! admitted → Recorder::open → a row in the spool (SQLite beside the relay), rewritten by Ticket::checkpoint
+//! ended → Ticket::finish → a batch in the row's place → Receipt::kept: the client gets the end
+//!                                 └→ Store::settle → removed from the spool
 //! ```
 //!
-//! A request is admitted only with a [`Ticket`] in hand, so that recording it can neither fail nor wait. What follows runs
-//! beside the requests: usage that nobody reported is counted, the record is made durable in the spool, and the ledger takes it
-//! from there, at most once by its request id. While the store cannot be reached records stay in the spool; while the spool
-//! cannot be written, or is full, no slots are given and nothing is sold.
+//! A request is admitted only with a [`Ticket`] in hand, for which there is room in the spool, so that recording it can neither fail
+//! nor wait. What is in the spool the ledger takes from there, at most once by its request id. While the store cannot be reached
+//! records stay in the spool. While the spool has no room no tickets are given and nothing is sold, until it has. When it fails in any
+//! other way nothing is written, acknowledged or sold any more, and the process is to end: the next one finds out what is there.
 //!
-//! Absent yet: records of requests that are still running, and sinks besides the ledger.
+//! When a process dies, the requests that it was serving are billed as of their last checkpoints, by the next process or by one that
+//! runs beside it. What lives elsewhere counts against its accounts ([`Elsewhere`]).
+//!
+//! Absent yet: sinks besides the ledger. The spool keeps a cursor for each that is configured.
 
 mod backlog;
 mod batch;
 mod debts;
+mod delivery;
+mod elsewhere;
+mod group;
+mod open_row;
 mod recorder;
+mod scribe;
 #[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the spool feeds it next"))]
 mod sink;
 mod spool;
@@ -26,22 +36,33 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use backlog::Backlog;
-pub use recorder::{NotKept, Opening, Progress, RECORDS_MAX, Receipt, Recorder, Ticket, Unreported};
-pub use sink::{SinkOpenError, SinkPlace, SinkState, SinkTarget};
-pub use spool::SpoolError;
-pub use state::BillingState;
-pub use worker::{Ledger, Worker};
+use self::backlog::Backlog;
+use self::delivery::Delivery;
+pub use self::delivery::Ledger;
+pub use self::elsewhere::Elsewhere;
+use self::group::Pace;
+pub use self::recorder::{
+    NotKept, Opening, Progress, RECORDS_MAX, Receipt, Recorder, TICKET_BYTES, Ticket, Unreported,
+};
+use self::scribe::Inbox;
+pub use self::sink::{SinkOpenError, SinkPlace, SinkState, SinkTarget};
+pub use self::spool::SpoolError;
+use self::spool::{Adopted, SpoolFile, SpoolReader};
+pub use self::state::BillingState;
+use self::worker::Books;
+pub use self::worker::Worker;
 
 /// Where finished requests wait for the ledger.
 #[derive(Debug, Clone)]
 pub struct SpoolPlace {
     /// The SQLite file; it and its folder are created where there are none, for their owner only.
     pub path: PathBuf,
-    /// How much of the file may be in use before no more requests are admitted.
+    /// How large it may become, its log included. Before it is that large no more requests are admitted.
     pub bytes_max: u64,
     /// What a record in the spool survives.
     pub durability: Durability,
+    /// Who is to have each record besides the ledger, by name.
+    pub sinks: Vec<Box<str>>,
 }
 
 /// What a record in the spool survives.
@@ -53,16 +74,50 @@ pub enum Durability {
     Power,
 }
 
-/// Opens the spool. The recorder takes requests from now on; they go on to the ledger, and so does what an earlier process left
-/// in the spool, once the worker runs.
+/// Opens the spool, and takes over what dead processes left there. The recorder takes requests from now on; they go on to the
+/// ledger, and so does what was taken over, once the worker runs.
 ///
 /// # Errors
 /// When the spool's file cannot be created, or is no spool.
 pub async fn open<L: Ledger>(place: &SpoolPlace, ledger: L) -> Result<(Recorder, Worker<L>), SpoolError> {
     let state = Arc::new(BillingState::default());
-    let spool = spool::Spool::open(place, Arc::clone(&state)).await?;
-    let (sender, receiver) = mpsc::channel(RECORDS_MAX);
-    let recorder = Recorder::new(sender, Arc::clone(&state));
-    let backlog = Backlog::new(Arc::clone(spool.writer()), spool.left_behind().await?);
-    Ok((recorder, Worker::new(receiver, spool, backlog, ledger, state)))
+    let found = place.clone();
+    let opening = tokio::task::spawn_blocking(move || Opened::of(&found));
+    let Opened { file, reader, adopted } = opening.await.unwrap_or(Err(SpoolError::Closed))?;
+    state.set_room(file.room()?);
+    let own = Arc::clone(file.writer());
+    let inbox = Arc::new(Inbox::default());
+    let (count, uncounted) = mpsc::unbounded_channel();
+    let elsewhere = Elsewhere::new(place.path.clone(), Arc::clone(&own), Arc::clone(&state));
+    let recorder = Recorder::new(Arc::clone(&inbox), count, elsewhere, Arc::clone(&state));
+    let Adopted { stretches, interrupted, living } = adopted;
+    let books = Arc::new(Books::new(Backlog::new(Arc::clone(&own), Vec::new()), state));
+    books.inherit(Adopted { stretches, interrupted: Vec::new(), living });
+    let delivery = Delivery::new(ledger, Arc::clone(&inbox), reader, Arc::clone(&books), own);
+    let worker = Worker { file, inbox, uncounted, interrupted, books, delivery, pace: Pace::default() };
+    Ok((recorder, worker))
+}
+
+/// A spool as it was found.
+struct Opened {
+    file: SpoolFile,
+    reader: SpoolReader,
+    adopted: Adopted,
+}
+
+impl Opened {
+    fn of(place: &SpoolPlace) -> Result<Self, SpoolError> {
+        let mut file = SpoolFile::open(place)?;
+        let reader = SpoolReader::open(&place.path)?;
+        let adopted = match file.adopt() {
+            Ok(adopted) => adopted,
+            // There is no room for it; it is tried again while there is delivered what makes room.
+            Err(spool::WriteError::Stalled(error)) => {
+                tracing::warn!(%error, "what other processes left in the spool cannot be taken over yet");
+                Adopted::default()
+            }
+            Err(spool::WriteError::Broken(error)) => return Err(error),
+        };
+        Ok(Self { file, reader, adopted })
+    }
 }

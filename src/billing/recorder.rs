@@ -1,50 +1,75 @@
 //! The request's end of billing: a ticket, taken at admission and turned in at the request's end.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use thiserror::Error;
-use tokio::sync::mpsc::{OwnedPermit, Sender};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::state::BillingState;
+use super::elsewhere::Elsewhere;
+use super::open_row::Facts;
+use super::scribe::Inbox;
+use super::state::{BillingState, Reserved};
 use crate::relay::admit::{Charge, Hold};
 use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, SampledText, Usage, UsageRecord};
 
 /// How many requests may hold a ticket at a time, running or waiting to be spooled. Three times the default of
-/// `requests_in_flight_max`; a ticket takes memory only while a finished request is in it.
+/// `requests_in_flight_max`; a ticket takes a few hundred bytes of memory.
 pub const RECORDS_MAX: usize = 65_536;
 
-/// Gives out tickets. Clones share the queue.
+/// What a request is reckoned to write into the spool at most, names that could be long aside: its row while it runs, its record in a
+/// batch of its own, and what is left free around them.
+pub const TICKET_BYTES: u64 = 2_048;
+
+/// How often a name is reckoned to be written: in the row, in the record, and escaped.
+const NAMES_WRITTEN: u64 = 4;
+
+/// Gives out tickets. Clones share the spool.
 #[derive(Debug, Clone)]
 pub struct Recorder {
-    queue: Sender<Finished>,
+    inbox: Arc<Inbox>,
+    uncounted: UnboundedSender<Uncounted>,
+    elsewhere: Elsewhere,
     state: Arc<BillingState>,
 }
 
 impl Recorder {
-    pub(super) fn new(queue: Sender<Finished>, state: Arc<BillingState>) -> Self {
-        Self { queue, state }
+    pub(super) fn new(
+        inbox: Arc<Inbox>,
+        uncounted: UnboundedSender<Uncounted>,
+        elsewhere: Elsewhere,
+        state: Arc<BillingState>,
+    ) -> Self {
+        Self { inbox, uncounted, elsewhere, state }
     }
 
-    /// A ticket for one request; `None` where it could not be billed now, because the queue or the spool is full, the spool
-    /// fails, or the worker is going down. Then the request is not to be served.
+    /// A ticket for one request; `None` where it could not be billed now, because too many are out, the spool has no room for what it
+    /// may write, the spool fails, or the process is going down. Then the request is not to be served.
     pub fn open(&self, opening: Opening) -> Option<Ticket> {
-        if !self.state.can_record() {
-            return None;
-        }
-        let place = self.queue.clone().try_reserve_owned().ok()?;
-        Some(Ticket { place, hold: opening.hold })
+        let Opening { request_id, account_id, key_id, model, started_at_ms, hold } = opening;
+        let names = (account_id.len() + key_id.len() + model.len()) as u64;
+        let reserved = self.state.reserve(TICKET_BYTES + NAMES_WRITTEN * names)?;
+        let facts = Facts { account: account_id, key: key_id, model, started_at_ms, hold: hold.amount().0 };
+        self.inbox.opened(request_id, Arc::new(facts));
+        let place = Place { id: request_id, reserved: Some(reserved), recorder: self.clone() };
+        Some(Ticket { place, hold })
     }
 
     /// Whether a ticket would be given now.
     pub fn is_open(&self) -> bool {
-        self.state.can_record() && !self.queue.is_closed() && self.queue.capacity() > 0
+        self.state.can_record(TICKET_BYTES)
     }
 
     /// How billing is doing.
     pub fn state(&self) -> &Arc<BillingState> {
         &self.state
+    }
+
+    /// What accounts owe and hold through others who write to the same spool.
+    pub fn elsewhere(&self) -> &Elsewhere {
+        &self.elsewhere
     }
 }
 
@@ -68,8 +93,17 @@ pub struct Opening {
 /// Proof that a request can be billed, and what it holds until then. Dropped unused, it releases the hold and bills nothing.
 #[derive(Debug)]
 pub struct Ticket {
-    place: OwnedPermit<Finished>,
+    place: Place,
     hold: Hold,
+}
+
+/// A request's place in the spool. Dropped, it is given up.
+#[derive(Debug)]
+struct Place {
+    id: Uuid,
+    /// `None` once it went on with the finished request.
+    reserved: Option<Reserved>,
+    recorder: Recorder,
 }
 
 impl Ticket {
@@ -79,19 +113,41 @@ impl Ticket {
     }
 
     /// Says what has passed so far, which is billed should the process die now. Never waits.
-    pub fn checkpoint(&self, _progress: Progress) {}
+    pub fn checkpoint(&self, progress: Progress) {
+        self.place.recorder.inbox.passed(self.place.id, progress);
+    }
 
     /// Hands the finished request over. A cost that is known takes the hold's place before this returns, so that the account's
-    /// next request meets what is left. Neither fails nor waits: it is called from `Drop`. The client is not to see the answer's
-    /// end before the receipt says that it is kept.
+    /// next request meets what is left; where usage is still to be counted the hold stays until it is. Neither fails nor waits: it is
+    /// called from `Drop`. The client is not to see the answer's end before the receipt says that it is kept.
     pub fn finish(self, record: UsageRecord, unreported: Option<Unreported>) -> Receipt {
-        let payment = match unreported {
-            None => Payment::Charged(self.hold.settle(record.cost)),
-            Some(passed) => Payment::Held(self.hold, Box::new(passed)),
-        };
-        let (sender, receipt) = oneshot::channel();
-        self.place.send(Finished { record, payment, receipt: sender });
+        let Self { mut place, hold } = self;
+        let (kept, receipt) = oneshot::channel();
+        // There is none only after this.
+        let Some(reserved) = place.reserved.take() else { return Receipt(receipt) };
+        let ticket = place.id;
+        match unreported {
+            None => {
+                let charge = hold.settle(record.cost);
+                place.recorder.inbox.finished(Finished { ticket, record, charge, kept, reserved });
+            }
+            Some(passed) => {
+                let uncounted = Uncounted { ticket, record, hold, passed: Box::new(passed), kept, reserved };
+                if let Err(refused) = place.recorder.uncounted.send(uncounted) {
+                    // Nobody counts any more: the process ends.
+                    place.recorder.inbox.finished(refused.0.count());
+                }
+            }
+        }
         Receipt(receipt)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(reserved) = self.reserved.take() {
+            self.recorder.inbox.released(self.id, reserved);
+        }
     }
 }
 
@@ -132,20 +188,40 @@ pub struct NotKept;
 /// A request that has ended, on its way to be billed.
 #[derive(Debug)]
 pub(super) struct Finished {
-    /// What is known of it. With a payment that is held, usage and cost are filled in later.
+    /// Under which id it was opened.
+    pub(super) ticket: Uuid,
     pub(super) record: UsageRecord,
-    pub(super) payment: Payment,
+    pub(super) charge: Charge,
     /// Told when the record is durable.
-    pub(super) receipt: oneshot::Sender<()>,
+    pub(super) kept: oneshot::Sender<()>,
+    pub(super) reserved: Reserved,
 }
 
-/// What stands for a request's cost.
+/// A request that has ended, and that costs what is to be counted first.
 #[derive(Debug)]
-pub(super) enum Payment {
-    /// The cost is not known before what passed has been counted.
-    Held(Hold, Box<Unreported>),
-    /// It is known.
-    Charged(Charge),
+pub(super) struct Uncounted {
+    ticket: Uuid,
+    /// What is known of it, what was reported of its usage included.
+    record: UsageRecord,
+    hold: Hold,
+    passed: Box<Unreported>,
+    kept: oneshot::Sender<()>,
+    reserved: Reserved,
+}
+
+impl Uncounted {
+    /// Counts it and charges it. Takes milliseconds.
+    pub(super) fn count(self) -> Finished {
+        let Self { ticket, mut record, hold, passed, kept, reserved } = self;
+        record.estimated = true;
+        // Whatever the text was: what was reported is billed, and its row goes.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| passed.count(record.usage))) {
+            Ok((usage, cost)) => (record.usage, record.cost) = (usage, cost),
+            Err(_) => tracing::error!(request_id = %record.request_id, "usage could not be counted"),
+        }
+        let charge = hold.settle(record.cost);
+        Finished { ticket, record, charge, kept, reserved }
+    }
 }
 
 /// Usage that nobody reported: what passed, to be counted and priced.
@@ -163,7 +239,7 @@ pub struct Unreported {
 
 impl Unreported {
     /// The usage, filled up with what was not reported, and its cost. Takes milliseconds.
-    pub(super) fn count(&self, mut usage: Usage) -> (Usage, NanoUsd) {
+    fn count(&self, mut usage: Usage) -> (Usage, NanoUsd) {
         if let Some(prompt) = &self.prompt {
             usage.input = self.encoding.count_prompt(prompt);
         }

@@ -1,59 +1,54 @@
-//! The spool: finished requests in a local SQLite file, from their end until the ledger has them.
+//! The spool: requests in a local SQLite file, from their admission until the ledger and every other sink has them.
 //!
-//! A row is a batch of records, written together. Batches belong to the process that wrote them and are numbered by it: while an
-//! old process ends its last requests beside a new one, each settles its own batches, and the new one what was there when it
-//! began. A record that cannot be read is never dropped: it is put aside for the operator, and the log names it.
+//! A request that runs has a row of its own, rewritten as it goes on. When it has ended its record is in a batch, together with
+//! others that ended in the same moment, and its row is gone: both in one transaction. Rows belong to the process that wrote them,
+//! its batches are numbered by it without a gap. While an old process ends its last requests beside a new one, each delivers its own
+//! batches; what the dead left is [adopted](SpoolFile::adopt). A record that cannot be read is never dropped: it is put aside for
+//! the operator, and the log names it.
 //!
-//! Each call is one statement. At ten thousand requests a second it is the statements and the pages that they touch that cost, not
-//! the records: so one table, found by its key alone, and nothing in it that is written twice.
+//! At ten thousand requests a second it is the statements and the pages that they touch that cost, not the records: so few tables,
+//! found by their keys alone, and nothing in them that is written twice.
+//!
+//! Absent: threads, clocks and waiting. This is a file and what is done to it, one call after the other; [`super::scribe`] calls.
 
+mod adopt;
+mod lock;
+mod read;
+mod space;
+mod tables;
 mod upgrade;
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use rusqlite::{Connection, ErrorCode, params};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::batch;
-use super::state::BillingState;
-use super::{Durability, SpoolPlace};
+pub(super) use self::adopt::Adopted;
+use self::lock::WriterLock;
+pub(super) use self::read::{ReadBack, SpoolReader};
+pub(super) use self::space::{Room, Sizes};
+use super::{SpoolPlace, batch};
 use crate::relay::meter::UsageRecord;
 
-/// How long a write waits for another process at the same file.
-const BUSY_SECONDS_MAX: u64 = 10;
+/// The sink that is always there.
+pub(super) const LEDGER: &str = "ledger";
 
-/// The file is measured when what was written since is this part of what it may hold, and whenever something was removed.
-const MEASURED_PARTS: u64 = 64;
+/// A frame of the log has this much beside its page.
+const FRAME_HEAD_BYTES: u64 = 24;
 
-/// `writer` begins with the time at which the process began, so that keys are in the order of writing.
-const CREATE_BATCHES: &str = "CREATE TABLE IF NOT EXISTS batches (
-    writer TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    records INTEGER NOT NULL,
-    oldest_ms INTEGER NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (writer, number)
-) WITHOUT ROWID";
-
-const CREATE_UNREADABLE: &str = "CREATE TABLE IF NOT EXISTS unreadable_batches (
-    writer TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (writer, number)
-) WITHOUT ROWID";
+thread_local! {
+    /// How many pages the log has, as SQLite says after each commit on this thread. A hook knows nothing else.
+    static LOG_PAGES: Cell<u32> = const { Cell::new(0) };
+}
 
 /// Why the spool could not do what it was asked. The messages are for the operator.
 #[derive(Debug, Error)]
 pub enum SpoolError {
-    /// The file, or the folder that it is to be in, cannot be made.
+    /// The file, or the folder that it is to be in, or a lock beside it, cannot be made.
     #[error("cannot create the spool {}: {source}", path.display())]
     Create {
         /// The folder or file.
@@ -67,34 +62,113 @@ pub enum SpoolError {
         /// The file.
         path: PathBuf,
         /// The database's reason.
-        source: sqlx::Error,
+        source: rusqlite::Error,
     },
     /// The file cannot be read or written now.
     #[error("the spool failed: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(#[from] rusqlite::Error),
     /// A record cannot be written as JSON.
     #[error("a record cannot be spooled: {0}")]
     Record(#[from] serde_json::Error),
+    /// What works on the spool has ended, because the file failed or the process ends.
+    #[error("the spool is closed")]
+    Closed,
 }
 
-/// An open spool.
+/// What a write that failed says of the file.
+#[derive(Debug, Error)]
+pub(super) enum WriteError {
+    /// Nothing was written, and the same may be tried again: there is no room now, or another process does not let go.
+    #[error("{0}")]
+    Stalled(SpoolError),
+    /// It is not known what became of it, and trying again would prove nothing: what the system failed to write once it may have
+    /// forgotten.
+    #[error("{0}")]
+    Broken(SpoolError),
+}
+
+impl From<SpoolError> for WriteError {
+    fn from(error: SpoolError) -> Self {
+        /// The log's index cannot be made larger, for want of room: nothing was written.
+        const IOERR_SHMSIZE: i32 = rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+        let stalled = match &error {
+            SpoolError::Database(error) => {
+                matches!(
+                    error.sqlite_error_code(),
+                    Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+                ) || error.sqlite_error().is_some_and(|error| error.extended_code == IOERR_SHMSIZE)
+            }
+            _ => false,
+        };
+        if stalled { Self::Stalled(error) } else { Self::Broken(error) }
+    }
+}
+
+impl From<rusqlite::Error> for WriteError {
+    fn from(error: rusqlite::Error) -> Self {
+        SpoolError::from(error).into()
+    }
+}
+
+/// An open spool. Dropping it is what a crash is: nothing more is written, and the lock goes.
 #[derive(Debug)]
-pub(super) struct Spool {
-    /// One connection: there is one writer, and one reader beside it that waits its turn.
-    pool: SqlitePool,
-    /// This process, as its batches are marked.
-    writer: Arc<str>,
+pub(super) struct SpoolFile {
+    connection: Connection,
+    path: PathBuf,
     bytes_max: u64,
-    /// What was written since the file was measured.
-    bytes_unmeasured: AtomicU64,
-    state: Arc<BillingState>,
+    sizes: Sizes,
+    /// This process, as its rows are marked.
+    writer: Arc<str>,
+    lock: WriterLock,
+    /// Dead writers whose batches are this process's to deliver.
+    inherited: BTreeMap<Arc<str>, WriterLock>,
+    /// This process's last batch.
+    number: i64,
+    /// Who is to have each batch; the ledger is the first.
+    sinks: Vec<Box<str>>,
+    /// Of each writer whose batches this process delivers, how far each of the sinks is.
+    cursors: HashMap<Arc<str>, Vec<i64>>,
 }
 
-/// Batches of one process that follow each other.
+/// What is to be written, all or none.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Writes<'a> {
+    /// Requests that run and have no row yet.
+    pub(super) opened: &'a [(Uuid, String)],
+    /// Requests that run and have gone on.
+    pub(super) passed: &'a [(Uuid, String)],
+    /// Requests that have a row which is to go.
+    pub(super) closed: &'a [Uuid],
+    /// Requests that have ended: a batch.
+    pub(super) records: &'a [&'a UsageRecord],
+    /// What sinks have taken.
+    pub(super) acknowledged: &'a [Acknowledged],
+}
+
+/// A sink has all batches of a writer up to one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Acknowledged {
+    pub(super) sink: Arc<str>,
+    pub(super) writer: Arc<str>,
+    pub(super) last: i64,
+}
+
+/// What became of writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Committed {
+    /// The batch's number, where there is one.
+    pub(super) number: Option<i64>,
+    /// How large the log is now.
+    pub(super) log_bytes: u64,
+}
+
+/// Batches of one writer that follow each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stretch {
     /// The process.
     pub(super) writer: Arc<str>,
+    /// Whether its numbers may have gaps, because an earlier version wrote them.
+    pub(super) legacy: bool,
     /// All numbers above this one are still to be read.
     pub(super) after: i64,
     /// The last number.
@@ -105,172 +179,206 @@ pub(super) struct Stretch {
     pub(super) oldest_ms: i64,
 }
 
-/// Records that were read back, the oldest of a stretch.
-#[derive(Debug, Default)]
-pub(super) struct ReadBack {
-    pub(super) records: Vec<UsageRecord>,
-    /// The last batch that they are of; `None` where the stretch is at its end.
-    pub(super) last: Option<i64>,
-}
-
-impl Spool {
-    pub(super) async fn open(place: &SpoolPlace, state: Arc<BillingState>) -> Result<Self, SpoolError> {
-        create(&place.path)?;
-        let synchronous = match place.durability {
-            Durability::Process => SqliteSynchronous::Normal,
-            Durability::Power => SqliteSynchronous::Full,
-        };
-        let options = SqliteConnectOptions::new()
-            .filename(&place.path)
-            .create_if_missing(false)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(synchronous)
-            .busy_timeout(Duration::from_secs(BUSY_SECONDS_MAX));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            // A file's connection does not go stale, and asking it costs as much as a statement.
-            .test_before_acquire(false);
+impl SpoolFile {
+    /// Opens the spool of that place as a process of its own.
+    pub(super) fn open(place: &SpoolPlace) -> Result<Self, SpoolError> {
+        tables::create(&place.path)?;
+        let sizes = Sizes::of(space::limit(&place.path, place.bytes_max));
         let failed = |source| SpoolError::Open { path: place.path.clone(), source };
-        let pool = pool.connect_with(options).await.map_err(failed)?;
-        for create in [CREATE_BATCHES, CREATE_UNREADABLE] {
-            sqlx::query(create).execute(&pool).await.map_err(failed)?;
-        }
-        upgrade::take_over(&pool).await?;
-        let spool = Self {
-            pool,
-            writer: Uuid::now_v7().simple().to_string().into(),
+        let connection = tables::writing(&place.path, place.durability, sizes).map_err(failed)?;
+        LOG_PAGES.set(0);
+        connection.wal_hook(Some(|_, pages| {
+            LOG_PAGES.set(u32::try_from(pages).unwrap_or(0));
+            Ok(())
+        }));
+        let writer: Arc<str> = Uuid::now_v7().simple().to_string().into();
+        // Before there is any row of it.
+        let lock = WriterLock::take(&place.path, &writer)?.ok_or(SpoolError::Closed)?;
+        let sinks = std::iter::once(LEDGER.into()).chain(place.sinks.iter().cloned()).collect::<Vec<Box<str>>>();
+        let opening = in_transaction(&connection, || {
+            tables::migrate(&connection)?;
+            connection.execute("INSERT INTO writers (writer, legacy) VALUES (?1, 0)", [&*writer])?;
+            forget_other_sinks(&connection, &sinks)?;
+            Ok(())
+        });
+        opening.map_err(|error| match error {
+            SpoolError::Database(source) => failed(source),
+            other => other,
+        })?;
+        Ok(Self {
+            connection,
+            path: place.path.clone(),
             bytes_max: place.bytes_max,
-            bytes_unmeasured: AtomicU64::new(0),
-            state,
-        };
-        spool.measure().await?;
-        Ok(spool)
+            sizes,
+            cursors: HashMap::from([(Arc::clone(&writer), vec![0; sinks.len()])]),
+            writer,
+            lock,
+            inherited: BTreeMap::new(),
+            number: 0,
+            sinks,
+        })
     }
 
-    /// This process, as its batches are marked.
+    /// This process, as its rows are marked.
     pub(super) fn writer(&self) -> &Arc<str> {
         &self.writer
     }
 
-    /// What others have written so far, and not removed; the oldest first.
-    pub(super) async fn left_behind(&self) -> Result<Vec<Stretch>, SpoolError> {
-        const STRETCHES: &str = "SELECT writer, MIN(number) - 1, MAX(number), SUM(records), MIN(oldest_ms)
-            FROM batches WHERE writer <> $1 GROUP BY writer ORDER BY writer";
-        let stretches = sqlx::query_as(STRETCHES).bind(&*self.writer).fetch_all(&self.pool).await?;
-        let stretch = |(writer, after, last, records, oldest_ms): (String, _, _, i64, _)| Stretch {
-            writer: writer.into(),
-            after,
-            last,
-            records: u64::try_from(records).unwrap_or(0),
-            oldest_ms,
-        };
-        Ok(stretches.into_iter().map(stretch).collect())
+    pub(super) fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
-    /// Makes records durable, all or none, as this process's batch of that number. May be repeated: a batch that is there already
-    /// stays as it is.
-    pub(super) async fn append(&self, number: i64, records: &[&UsageRecord]) -> Result<(), SpoolError> {
-        const INSERT: &str = "INSERT INTO batches (writer, number, records, oldest_ms, body)
-            VALUES ($1, $2, $3, $4, $5) ON CONFLICT (writer, number) DO NOTHING";
-        let body = batch::encode(records)?;
-        let bytes = body.len() as u64;
-        sqlx::query(INSERT)
-            .bind(Arc::clone(&self.writer))
-            .bind(number)
-            .bind(i64::try_from(records.len()).unwrap_or(i64::MAX))
-            .bind(oldest_ms(records.iter().copied()))
-            .bind(body)
-            .execute(&self.pool)
-            .await?;
-        let unmeasured = self.bytes_unmeasured.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if unmeasured > self.bytes_max / MEASURED_PARTS {
-            self.report().await;
-        }
-        Ok(())
-    }
-
-    /// The records of the stretch's oldest batches: at least one batch where there is one, and no more once they are
-    /// `records_max`. What cannot be read is put aside.
-    pub(super) async fn read(&self, stretch: &Stretch, records_max: usize) -> Result<ReadBack, SpoolError> {
-        const SELECT: &str = "SELECT number, body FROM batches
-            WHERE writer = $1 AND number > $2 AND number <= $3 ORDER BY number LIMIT 1";
-        let mut read = ReadBack::default();
-        while read.records.len() < records_max {
-            let after = read.last.unwrap_or(stretch.after);
-            let row = sqlx::query_as(SELECT).bind(&*stretch.writer).bind(after).bind(stretch.last);
-            let Some((number, body)): Option<(i64, String)> = row.fetch_optional(&self.pool).await? else { break };
-            let batch = batch::decode(&body);
-            if let Some(unreadable) = &batch.unreadable {
-                tracing::error!(
-                    batch = %format_args!("{}/{number}", stretch.writer),
-                    "spooled records cannot be read; they are put aside, unbilled, in the table unreadable_batches"
-                );
-                self.put_aside(&stretch.writer, number, &batch.records, unreadable).await?;
+    /// Writes, all or none. When this returns the writes survive what the durability says.
+    pub(super) fn commit(&mut self, writes: Writes<'_>) -> Result<Committed, WriteError> {
+        let number = (!writes.records.is_empty()).then_some(self.number + 1);
+        let trimmed = in_transaction(&self.connection, || {
+            self.write_open(&writes)?;
+            if let Some(number) = number {
+                insert_batch(&self.connection, &self.writer, number, writes.records)?;
             }
-            read.records.extend(batch.records);
-            read.last = Some(number);
+            self.acknowledge(writes.acknowledged)
+        })?;
+        self.number = number.unwrap_or(self.number);
+        for (writer, places) in trimmed.cursors {
+            self.cursors.insert(writer, places);
         }
-        Ok(read)
-    }
-
-    /// Removes a process's batches from one number to another: the ledger has them.
-    pub(super) async fn remove(&self, writer: &str, first: i64, last: i64) -> Result<(), SpoolError> {
-        const DELETE: &str = "DELETE FROM batches WHERE writer = $1 AND number BETWEEN $2 AND $3";
-        sqlx::query(DELETE).bind(writer).bind(first).bind(last).execute(&self.pool).await?;
-        self.report().await;
-        Ok(())
+        for writer in trimmed.emptied {
+            self.cursors.remove(&writer);
+            if let Some(lock) = self.inherited.remove(&writer) {
+                lock.remove();
+            }
+        }
+        Ok(Committed { number, log_bytes: self.log_bytes() })
     }
 
     /// Keeps of a batch what could be read, and the rest elsewhere.
-    async fn put_aside(
-        &self,
+    pub(super) fn put_aside(
+        &mut self,
         writer: &str,
         number: i64,
         readable: &[UsageRecord],
         unreadable: &str,
-    ) -> Result<(), SpoolError> {
-        const KEEP: &str = "INSERT INTO unreadable_batches (writer, number, body) VALUES ($1, $2, $3)
-            ON CONFLICT (writer, number) DO NOTHING";
-        const REPLACE: &str = "UPDATE batches SET records = $3, body = $4 WHERE writer = $1 AND number = $2";
-        let mut transaction = self.write().await?;
-        sqlx::query(KEEP).bind(writer).bind(number).bind(unreadable).execute(&mut *transaction).await?;
-        let body = batch::encode(&readable.iter().collect::<Vec<_>>())?;
-        sqlx::query(REPLACE)
-            .bind(writer)
-            .bind(number)
-            .bind(i64::try_from(readable.len()).unwrap_or(i64::MAX))
-            .bind(body)
-            .execute(&mut *transaction)
-            .await?;
-        Ok(transaction.commit().await?)
-    }
-
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>, SpoolError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
-    }
-
-    /// Closes the file; what was written is in it.
-    pub(super) async fn close(&self) {
-        self.pool.close().await;
-    }
-
-    /// Tells how full the spool is. That it cannot be told is no failure of what was done before.
-    async fn report(&self) {
-        if let Err(error) = self.measure().await {
-            tracing::warn!(%error, "the spool cannot be measured");
-        }
-    }
-
-    async fn measure(&self) -> Result<(), SpoolError> {
-        const BYTES: &str = "SELECT (page_count - freelist_count) * page_size
-            FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()";
-        self.bytes_unmeasured.store(0, Ordering::Relaxed);
-        let bytes: i64 = sqlx::query_scalar(BYTES).fetch_one(&self.pool).await?;
-        self.state.set_spool_full(u64::try_from(bytes).unwrap_or(0) >= self.bytes_max);
+    ) -> Result<(), WriteError> {
+        const REPLACE: &str = "UPDATE batches SET records = ?3, body = ?4 WHERE writer = ?1 AND number = ?2";
+        in_transaction(&self.connection, || {
+            keep_unreadable(&self.connection, writer, number, unreadable)?;
+            let body = batch::encode(&readable.iter().collect::<Vec<_>>())?;
+            self.connection.prepare_cached(REPLACE)?.execute(params![writer, number, readable.len() as i64, body])?;
+            Ok(())
+        })?;
         Ok(())
     }
+
+    /// Takes the log into the file, as far as nobody reads it, and says how large it is still. Where it is nothing, what is written
+    /// next begins it anew.
+    pub(super) fn take_log_in(&mut self) -> Result<u64, WriteError> {
+        let (pages, taken) = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        })?;
+        if pages == taken {
+            LOG_PAGES.set(0);
+        }
+        Ok(self.log_bytes())
+    }
+
+    /// How much room there is and is used. What is free inside of the file will be used again, so it counts as free.
+    pub(super) fn room(&self) -> Result<Room, SpoolError> {
+        const BYTES: &str = "SELECT (page_count - freelist_count) * page_size
+            FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()";
+        let used: i64 = self.connection.prepare_cached(BYTES)?.query_row([], |row| row.get(0))?;
+        let log = self.sizes.log_bytes_max.max(self.log_bytes());
+        let used = u64::try_from(used).unwrap_or(0).saturating_add(log);
+        Ok(Room { used, limit: space::limit(&self.path, self.bytes_max) })
+    }
+
+    /// Ends the process's part in good order: the log is in the file, and whoever comes next need not wonder whether it lives.
+    pub(super) fn close(self) -> Result<(), WriteError> {
+        const FORGET: &str = "DELETE FROM writers WHERE writer = ?1
+            AND NOT EXISTS (SELECT 1 FROM batches WHERE writer = ?1)
+            AND NOT EXISTS (SELECT 1 FROM open_requests WHERE writer = ?1)";
+        const FORGET_CURSORS: &str = "DELETE FROM cursors WHERE writer NOT IN (SELECT writer FROM writers)";
+        in_transaction(&self.connection, || {
+            self.connection.execute(FORGET, [&*self.writer])?;
+            self.connection.execute(FORGET_CURSORS, [])?;
+            Ok(())
+        })?;
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        self.lock.remove();
+        Ok(())
+    }
+
+    fn log_bytes(&self) -> u64 {
+        /// SQLite's default, which no spool has been made with another than.
+        const PAGE_BYTES: u64 = 4096;
+        u64::from(LOG_PAGES.get()) * (PAGE_BYTES + FRAME_HEAD_BYTES)
+    }
+
+    fn write_open(&self, writes: &Writes<'_>) -> Result<(), SpoolError> {
+        // Written anew where it is there, as after a checkpoint: an id comes once.
+        const OPEN: &str = "INSERT INTO open_requests (writer, id, body) VALUES (?1, ?2, ?3)
+            ON CONFLICT (writer, id) DO UPDATE SET body = excluded.body";
+        const PASS: &str = "UPDATE open_requests SET body = ?3 WHERE writer = ?1 AND id = ?2";
+        const CLOSE: &str = "DELETE FROM open_requests WHERE writer = ?1 AND id = ?2";
+        for (sql, rows) in [(OPEN, writes.opened), (PASS, writes.passed)] {
+            if !rows.is_empty() {
+                let mut statement = self.connection.prepare_cached(sql)?;
+                for (id, body) in rows {
+                    statement.execute(params![&*self.writer, id.as_bytes(), body])?;
+                }
+            }
+        }
+        if !writes.closed.is_empty() {
+            let mut close = self.connection.prepare_cached(CLOSE)?;
+            for id in writes.closed {
+                close.execute(params![&*self.writer, id.as_bytes()])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves cursors, and removes what all sinks have.
+    fn acknowledge(&self, acknowledged: &[Acknowledged]) -> Result<Trimmed, SpoolError> {
+        const MOVE: &str = "INSERT INTO cursors (sink, writer, number) VALUES (?1, ?2, ?3)
+            ON CONFLICT (sink, writer) DO UPDATE SET number = excluded.number";
+        const TRIM: &str = "DELETE FROM batches WHERE writer = ?1 AND number <= ?2";
+        let mut trimmed = Trimmed::default();
+        for Acknowledged { sink, writer, last } in acknowledged {
+            let Some(place) = self.sinks.iter().position(|name| **name == **sink) else { continue };
+            let known = trimmed.cursors.remove(writer).or_else(|| self.cursors.get(writer).cloned());
+            let Some(mut cursors) = known else { continue };
+            if *last <= cursors[place] {
+                trimmed.cursors.insert(Arc::clone(writer), cursors);
+                continue;
+            }
+            let lowest = |cursors: &[i64]| cursors.iter().copied().min().unwrap_or(0);
+            let before = lowest(&cursors);
+            cursors[place] = *last;
+            self.connection.prepare_cached(MOVE)?.execute(params![&**sink, &**writer, last])?;
+            let low = lowest(&cursors);
+            if low > before {
+                self.connection.prepare_cached(TRIM)?.execute(params![&**writer, low])?;
+                if self.inherited.contains_key(writer) && self.is_empty_of(writer)? {
+                    forget(&self.connection, writer)?;
+                    trimmed.emptied.push(Arc::clone(writer));
+                }
+            }
+            trimmed.cursors.insert(Arc::clone(writer), cursors);
+        }
+        Ok(trimmed)
+    }
+
+    fn is_empty_of(&self, writer: &str) -> rusqlite::Result<bool> {
+        const ANY: &str = "SELECT NOT EXISTS (SELECT 1 FROM batches WHERE writer = ?1)";
+        self.connection.prepare_cached(ANY)?.query_row([writer], |row| row.get(0))
+    }
+}
+
+/// What acknowledging came to, once it is committed.
+#[derive(Debug, Default)]
+struct Trimmed {
+    cursors: HashMap<Arc<str>, Vec<i64>>,
+    /// Dead writers that have nothing here any more.
+    emptied: Vec<Arc<str>>,
 }
 
 /// When the request ended that ended first; 0 where there is none.
@@ -278,171 +386,59 @@ pub(super) fn oldest_ms<'a>(records: impl Iterator<Item = &'a UsageRecord>) -> i
     records.map(|record| record.started_at_ms.saturating_add(record.total_ms)).min().unwrap_or(0)
 }
 
-/// Creates file and folder where there are none, closed to everyone but their owner.
-fn create(path: &Path) -> Result<(), SpoolError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        |source| SpoolError::Create { path, source }
-    };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
+/// Runs writes in one transaction, which is rolled back where any of them fails.
+fn in_transaction<T>(connection: &Connection, writes: impl FnOnce() -> Result<T, SpoolError>) -> Result<T, SpoolError> {
+    let run = |sql| connection.prepare_cached(sql)?.execute([]);
+    run("BEGIN IMMEDIATE")?;
+    let done = writes().and_then(|done| Ok(run("COMMIT").map(|_| done)?));
+    // Of some failures SQLite rolls back by itself.
+    if done.is_err() && !connection.is_autocommit() {
+        run("ROLLBACK")?;
     }
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(failed(path)(error)),
-        _ => Ok(()),
+    done
+}
+
+fn insert_batch(
+    connection: &Connection,
+    writer: &str,
+    number: i64,
+    records: &[&UsageRecord],
+) -> Result<(), SpoolError> {
+    const INSERT: &str = "INSERT INTO batches (writer, number, records, oldest_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let body = batch::encode(records)?;
+    let oldest_ms = oldest_ms(records.iter().copied());
+    connection.prepare_cached(INSERT)?.execute(params![writer, number, records.len() as i64, oldest_ms, body])?;
+    Ok(())
+}
+
+fn keep_unreadable(connection: &Connection, writer: &str, number: i64, unreadable: &str) -> rusqlite::Result<()> {
+    const KEEP: &str = "INSERT INTO unreadable_batches (writer, number, body) VALUES (?1, ?2, ?3)
+        ON CONFLICT (writer, number) DO NOTHING";
+    connection.prepare_cached(KEEP)?.execute(params![writer, number, unreadable])?;
+    Ok(())
+}
+
+/// Nothing is left of a writer.
+fn forget(connection: &Connection, writer: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM cursors WHERE writer = ?1")?.execute([writer])?;
+    connection.prepare_cached("DELETE FROM writers WHERE writer = ?1")?.execute([writer])?;
+    Ok(())
+}
+
+/// A sink that is configured no more would hold back every batch for ever.
+fn forget_other_sinks(connection: &Connection, sinks: &[Box<str>]) -> rusqlite::Result<()> {
+    let mut known = connection.prepare_cached("SELECT DISTINCT sink FROM cursors")?;
+    for sink in known.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()? {
+        if !sinks.iter().any(|configured| **configured == *sink) {
+            connection.execute("DELETE FROM cursors WHERE sink = ?1", [&sink])?;
+            tracing::warn!(sink, "this sink is configured no more; what it had not taken it will not get");
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::relay::meter::{NanoUsd, Usage};
+pub(super) use self::tests::{open_row, place, record};
 
-    pub(in crate::billing) fn place(folder: &tempfile::TempDir) -> SpoolPlace {
-        SpoolPlace { path: folder.path().join("data/spool.db"), bytes_max: u64::MAX, durability: Durability::Process }
-    }
-
-    pub(in crate::billing) fn record(number: u128) -> UsageRecord {
-        UsageRecord {
-            request_id: Uuid::from_u128(number),
-            account_id: "acct_1".into(),
-            key_id: "key_1".into(),
-            model: "Pro/moonshotai/Kimi-K2.6".into(),
-            provider: "moonshot".into(),
-            status: 200,
-            usage: Usage { input: 7, output: 3, ..Usage::default() },
-            cost: NanoUsd(100),
-            estimated: false,
-            interrupted: true,
-            started_at_ms: 1_700_000_000_000 + i64::try_from(number).unwrap(),
-            first_token_ms: Some(12),
-            total_ms: 500,
-        }
-    }
-
-    impl Spool {
-        /// Makes a batch unreadable.
-        pub(in crate::billing) async fn damage(&self, number: i64) {
-            let damage = sqlx::query("UPDATE batches SET body = 'x' || body WHERE number = $1").bind(number);
-            damage.execute(&self.pool).await.unwrap();
-        }
-
-        /// Lets every removal fail, or not any more.
-        pub(in crate::billing) async fn refuse_removal(&self, refuse: bool) {
-            let trigger = match refuse {
-                true => "CREATE TRIGGER refuse BEFORE DELETE ON batches BEGIN SELECT RAISE(ABORT, 'refused'); END",
-                false => "DROP TRIGGER refuse",
-            };
-            sqlx::query(trigger).execute(&self.pool).await.unwrap();
-        }
-
-        /// Another handle on the same connection.
-        pub(in crate::billing) fn other(&self) -> Self {
-            Self {
-                pool: self.pool.clone(),
-                writer: Arc::clone(&self.writer),
-                bytes_max: self.bytes_max,
-                bytes_unmeasured: AtomicU64::new(0),
-                state: Arc::clone(&self.state),
-            }
-        }
-    }
-
-    async fn open(place: &SpoolPlace) -> (Spool, Arc<BillingState>) {
-        let state = Arc::new(BillingState::default());
-        (Spool::open(place, Arc::clone(&state)).await.unwrap(), state)
-    }
-
-    /// All batches of a spool from the first to that one.
-    fn own(spool: &Spool, last: i64) -> Stretch {
-        Stretch { writer: Arc::clone(&spool.writer), after: 0, last, records: 0, oldest_ms: 0 }
-    }
-
-    #[tokio::test]
-    async fn keeps_batches_in_order_until_they_are_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (spool, _) = open(&place(&folder)).await;
-        let records: Vec<_> = (1..=5).map(record).collect();
-        for _ in 0..2 {
-            spool.append(1, &records[..2].iter().collect::<Vec<_>>()).await.unwrap();
-            spool.append(2, &[&records[2]]).await.unwrap();
-            spool.append(3, &records[3..].iter().collect::<Vec<_>>()).await.unwrap();
-        }
-        let all = spool.read(&own(&spool, 9), 100).await.unwrap();
-        assert_eq!((all.records, all.last), (records.clone(), Some(3)), "each once, though written twice");
-        let oldest = spool.read(&own(&spool, 9), 3).await.unwrap();
-        assert_eq!((oldest.records.len(), oldest.last), (3, Some(2)));
-        spool.remove(spool.writer(), 1, 2).await.unwrap();
-        let rest = spool.read(&own(&spool, 9), 100).await.unwrap();
-        assert_eq!((&*rest.records, rest.last), (&records[3..], Some(3)));
-        assert_eq!(spool.read(&own(&spool, 2), 100).await.unwrap().last, None);
-    }
-
-    #[tokio::test]
-    async fn a_full_spool_says_so_until_it_is_drained() {
-        let folder = tempfile::tempdir().unwrap();
-        let (spool, state) = open(&SpoolPlace { bytes_max: 64 * 1024, ..place(&folder) }).await;
-        let records: Vec<_> = (1..=100).map(record).collect();
-        let mut last = 0;
-        while state.can_record() {
-            assert!(last < 100);
-            last += 1;
-            spool.append(last, &records.iter().collect::<Vec<_>>()).await.unwrap();
-        }
-        assert!(state.spool_full());
-        spool.remove(spool.writer(), 1, last).await.unwrap();
-        assert!(!state.spool_full() && state.can_record());
-    }
-
-    #[tokio::test]
-    async fn a_damaged_record_is_kept_and_stops_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        let (spool, _) = open(&place(&folder)).await;
-        spool.append(1, &[&record(1), &record(2)]).await.unwrap();
-        spool.append(2, &[&record(3)]).await.unwrap();
-        spool.append(3, &[&record(4)]).await.unwrap();
-        let doctor = "UPDATE batches SET body = CASE number WHEN 1 THEN REPLACE(body, $1, '?') ELSE 'x' || body END
-            WHERE number < 3";
-        sqlx::query(doctor).bind(record(1).request_id.to_string()).execute(&spool.pool).await.unwrap();
-        for _ in 0..2 {
-            let read = spool.read(&own(&spool, 9), 100).await.unwrap();
-            assert_eq!((read.records, read.last), (vec![record(2), record(4)], Some(3)));
-        }
-        spool.remove(spool.writer(), 1, 3).await.unwrap();
-        let kept = sqlx::query_as("SELECT number, body FROM unreadable_batches ORDER BY number");
-        let kept: Vec<(i64, String)> = kept.fetch_all(&spool.pool).await.unwrap();
-        assert_eq!(kept.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2]);
-        assert!(kept[0].1.contains("\"?\"") && !kept[0].1.contains(&record(2).request_id.to_string()));
-        assert_eq!(batch::decode(&kept[1].1[1..]).records, [record(3)]);
-    }
-
-    #[tokio::test]
-    async fn two_processes_settle_their_own_batches() {
-        let folder = tempfile::tempdir().unwrap();
-        let (old, _) = open(&place(&folder)).await;
-        assert_eq!(old.left_behind().await.unwrap(), []);
-        old.append(1, &[&record(1)]).await.unwrap();
-        old.append(2, &[&record(2), &record(3)]).await.unwrap();
-        old.remove(old.writer(), 1, 1).await.unwrap();
-        let (new, _) = open(&place(&folder)).await;
-        let left_behind = new.left_behind().await.unwrap();
-        let writer = Arc::clone(old.writer());
-        assert_eq!(left_behind, [Stretch { writer, after: 1, last: 2, records: 2, oldest_ms: 1_700_000_000_502 }]);
-        old.append(3, &[&record(4)]).await.unwrap();
-        new.append(1, &[&record(5)]).await.unwrap();
-        assert_eq!(new.read(&left_behind[0], 100).await.unwrap().records, [record(2), record(3)]);
-        assert_eq!(new.read(&own(&new, 9), 100).await.unwrap().records, [record(5)]);
-        new.remove(old.writer(), 1, 2).await.unwrap();
-        assert_eq!(old.read(&own(&old, 9), 100).await.unwrap().records, [record(4)]);
-    }
-
-    #[tokio::test]
-    async fn what_is_no_spool_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let place = place(&folder);
-        std::fs::create_dir_all(place.path.parent().unwrap()).unwrap();
-        std::fs::write(&place.path, "this is a text of more than sixteen characters, and no database").unwrap();
-        let error = Spool::open(&place, Arc::default()).await.unwrap_err().to_string();
-        assert!(error.contains("spool.db") && error.contains("not a database"), "{error}");
-    }
-}
+#[cfg(test)]
+mod tests;

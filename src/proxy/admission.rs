@@ -277,9 +277,12 @@ fn ticket(
         started_at_ms: exchange.arrival.unix_ms,
         hold,
     };
-    shared.recorder.open(opening).ok_or_else(|| {
-        Refusal::new(Cause::BillingUnavailable, "Requests cannot be billed at the moment.").retry_after_ms(1000)
-    })
+    shared.recorder.open(opening).ok_or_else(unbilled)
+}
+
+/// Nothing can be billed, so nothing is sold.
+pub(super) fn unbilled() -> Refusal {
+    Refusal::new(Cause::BillingUnavailable, "Requests cannot be billed at the moment.").retry_after_ms(1000)
 }
 
 /// What the request may use, at whichever of the model's targets that is the most.

@@ -1,4 +1,5 @@
-//! The keys that the relay knows: the cache, the store behind it, and the watch over what changes there.
+//! The keys that the relay knows: the cache, the store behind it, and the watch over what changes there, and in other processes at
+//! the same spool.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
+use crate::billing::Elsewhere;
 use crate::relay::admit::HoldGauge;
 use crate::relay::auth::{Amount, ApiKey, KeyCache, KeyCacheCounts, KeyEntry};
 use crate::store::{Balance, Store, StoreError};
@@ -17,6 +19,8 @@ const ASK_EVERY: Duration = Duration::from_millis(750);
 pub(super) struct Keyring {
     cache: KeyCache,
     store: Store,
+    /// What accounts hold and owe in other processes.
+    elsewhere: Elsewhere,
     /// Where the store stood when the cache was empty.
     began: Seen,
     store_reachable: AtomicBool,
@@ -34,10 +38,14 @@ impl Keyring {
     ///
     /// # Errors
     /// The store could not be asked.
-    pub(super) async fn open(store: Store) -> Result<Self, StoreError> {
+    pub(super) async fn open(store: Store, elsewhere: Elsewhere) -> Result<Self, StoreError> {
         let (version, seq) = (store.changes_since(i64::MAX).await?.version, store.balances_since(i64::MAX).await?.seq);
         let began = Seen { version, seq };
-        Ok(Self { cache: KeyCache::default(), store, began, store_reachable: AtomicBool::new(true) })
+        let store_reachable = AtomicBool::new(true);
+        let keyring = Self { cache: KeyCache::default(), store, elsewhere, began, store_reachable };
+        // Before the first request is admitted: what a dead process left is owed still.
+        keyring.take_over(began).await?;
+        Ok(keyring)
     }
 
     /// The entry of that key, if there is one; it may be revoked.
@@ -91,10 +99,16 @@ impl Keyring {
     }
 
     async fn take_over(&self, seen: Seen) -> Result<Seen, StoreError> {
+        // Before the balances, or what the ledger takes in between would count in neither.
+        let elsewhere = self.elsewhere.amounts().await;
         let changes = self.store.changes_since(seen.version).await?;
         self.cache.refresh(&changes.keys).await;
         let balances = self.store.balances_since(seen.seq).await?;
         self.cache.refresh_amounts(&amounts(balances.accounts), &amounts(balances.keys));
+        match elsewhere {
+            Ok(elsewhere) => self.cache.refresh_elsewhere(elsewhere),
+            Err(error) => tracing::warn!(%error, "what accounts owe in other processes cannot be read from the spool"),
+        }
         Ok(Seen { version: changes.version, seq: balances.seq })
     }
 }
@@ -106,6 +120,7 @@ fn amounts(balances: Vec<Balance>) -> Vec<Amount> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::billing::{self, Durability, SpoolPlace};
     use crate::relay::meter::NanoUsd;
     use crate::store::{KeyTerms, NewKey};
 
@@ -121,7 +136,14 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&format!("sqlite://{}/tollgate.db", folder.path().display())).await.unwrap();
             let account_id = store.create_account("Ada", "free", 1).await.unwrap().id;
-            let keyring = Keyring::open(store.clone()).await.unwrap();
+            let place = SpoolPlace {
+                path: folder.path().join("spool.db"),
+                bytes_max: u64::MAX,
+                durability: Durability::Process,
+                sinks: Vec::new(),
+            };
+            let (recorder, _) = billing::open(&place, store.clone()).await.unwrap();
+            let keyring = Keyring::open(store.clone(), recorder.elsewhere().clone()).await.unwrap();
             Self { keyring, store, account_id, _folder: folder }
         }
 

@@ -34,6 +34,7 @@ impl ServeHttp for AdminListener {
                 .map(ToString::to_string)
                 .collect(),
             billing_open: self.0.recorder.is_open(),
+            billing_failed: self.0.recorder.state().failed(),
             draining: self.0.draining.load(Ordering::Relaxed),
         };
         match admin::answer(session.req_header().uri.path(), &readiness) {
@@ -76,6 +77,9 @@ impl Shared {
             spool_events: billing.spooled(),
             spool_oldest_seconds: billing.oldest_ms().map_or(0, |at| self.seconds_since(at)),
             sinks: billing.sinks().iter().map(|sink| self.observed_sink(sink)).collect(),
+            spool_open_requests: billing.open_rows(),
+            spool_bytes: billing.bytes_used().saturating_add(billing.bytes_reserved()),
+            spool_bytes_max: billing.bytes_limit(),
             access_lines_dropped: self.access_log.dropped(),
         }
     }

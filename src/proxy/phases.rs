@@ -328,6 +328,9 @@ impl ProxyHttp for Relay {
 
 impl Relay {
     fn overloaded(&self, exchange: &Exchange) -> Option<Refusal> {
+        if self.shared.recorder.state().failed() {
+            return Some(admission::unbilled());
+        }
         if self.shared.draining.load(Ordering::Relaxed) {
             return Some(Refusal::new(Cause::ShuttingDown, "The relay is restarting.").retry_after_ms(1000));
         }

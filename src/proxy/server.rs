@@ -43,6 +43,8 @@ use crate::telemetry::{AccessLog, Metrics};
 
 /// How long running requests may take to end after SIGTERM.
 const GRACE_SECONDS: u64 = 300;
+/// How long they may take where they cannot be billed any more.
+const UNBILLED_GRACE: Duration = Duration::from_secs(3);
 /// How long settling may take after Pingora has dropped the requests that did not end.
 const LAST_DROPS_MAX: Duration = Duration::from_secs(5);
 /// How often a shutdown looks whether the last request has ended.
@@ -79,6 +81,9 @@ pub enum ServeError {
     /// The spool or the store cannot be opened.
     #[error("{0}")]
     Billing(String),
+    /// The spool failed while the relay ran. What it holds settles at the next start.
+    #[error("the spool failed, so the relay ended; start it again to find out what was kept")]
+    SpoolFailed,
     /// A thread, a runtime or a signal cannot be had.
     #[error("the process cannot start: {0}")]
     Process(String),
@@ -88,7 +93,7 @@ pub enum ServeError {
 /// that was used is in the ledger. `started` is called when the listeners are about to open.
 ///
 /// # Errors
-/// The relay could not start.
+/// The relay could not start, or ended because its spool failed.
 pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnOnce()) -> Result<(), ServeError> {
     let snapshot = live.load();
     try_listening(&snapshot.listen)?;
@@ -103,7 +108,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         .block_on(billing::open(&spool_place(&snapshot.billing), store.clone()))
         .map_err(|error| ServeError::Billing(error.to_string()))?;
     let keyring = runtime
-        .block_on(Keyring::open(store.clone()))
+        .block_on(Keyring::open(store.clone(), recorder.elsewhere().clone()))
         .map_err(|error| ServeError::Billing(format!("the store cannot be read: {error}")))?;
     let keyring = Arc::new(keyring);
     let clock = Clock::start();
@@ -148,7 +153,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     }
     flush(runtime.handle(), end_billing, billing_done);
     log_writer.end();
-    Ok(())
+    if shared.recorder.state().failed() { Err(ServeError::SpoolFailed) } else { Ok(()) }
 }
 
 /// A word that tells work to end once the requests have, and what it is heard by.
@@ -177,6 +182,7 @@ fn spool_place(config: &config::BillingConfig) -> SpoolPlace {
             config::Durability::Process => billing::Durability::Process,
             config::Durability::Power => billing::Durability::Power,
         },
+        sinks: Vec::new(),
     }
 }
 
@@ -350,10 +356,21 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
-/// Returns when Pingora has ended, or the last request after the signal has.
+/// Returns when Pingora has ended, or the last request after the signal has. Once nothing can be billed any more that is a signal too,
+/// and those who run have little time: they are told by the answer's breaking off that it is not whole.
 fn wait_for_the_end(shared: &Shared, pingora_ended: &Receiver<()>) {
+    let mut unbilled_since = None;
     while let Err(RecvTimeoutError::Timeout) = pingora_ended.recv_timeout(LOOK_EVERY) {
-        if shared.draining.load(Ordering::Acquire) && shared.requests_in_flight.count() == 0 {
+        let in_flight = shared.requests_in_flight.count();
+        if unbilled_since.is_none() && shared.recorder.state().failed() {
+            tracing::error!(in_flight, "requests cannot be billed any more; the process ends");
+            unbilled_since = Some(Instant::now());
+            shared.draining.store(true, Ordering::Release);
+        }
+        if unbilled_since.is_some_and(|since| since.elapsed() > UNBILLED_GRACE) {
+            return;
+        }
+        if shared.draining.load(Ordering::Acquire) && in_flight == 0 {
             // HTTP/2 sends a request's last frames after the request has ended.
             std::thread::park_timeout(LAST_FRAMES);
             return;

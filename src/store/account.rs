@@ -232,7 +232,7 @@ mod tests {
     #[tokio::test]
     async fn credits_are_kept_with_their_notes_apart_from_usage() {
         let fixture = Fixture::with_credit("5").await;
-        fixture.store.settle(&[record(&fixture, 100)]).await.unwrap();
+        fixture.store.settle(&[record(&fixture, 100)], None).await.unwrap();
         let id = &fixture.account_id;
         let account = fixture.store.credit(id, NanoUsd(-200), Some("a mistake"), 3_000).await.unwrap();
         assert_eq!((account.balance, account.balance_seq), (NanoUsd(4_999_999_700), 3));

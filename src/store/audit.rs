@@ -35,6 +35,8 @@ pub enum DifferenceKind {
     AccountMissing,
     /// Entries name a key that is not there.
     KeyMissing,
+    /// Batches of a relay's spool never came; what they held is not known.
+    SpoolGap,
 }
 
 impl DifferenceKind {
@@ -48,6 +50,7 @@ impl DifferenceKind {
             DifferenceKind::UsageMissing => "usage_missing",
             DifferenceKind::AccountMissing => "account_missing",
             DifferenceKind::KeyMissing => "key_missing",
+            DifferenceKind::SpoolGap => "spool_gap",
         }
     }
 }
@@ -98,6 +101,11 @@ const CHECKS: &[(DifferenceKind, &str)] = &[
          WHERE e.key_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM api_keys k WHERE k.id = e.key_id) \
          GROUP BY e.key_id ORDER BY e.key_id",
     ),
+    (
+        DifferenceKind::SpoolGap,
+        "SELECT writer || '/' || CAST(first AS TEXT) || '-' || CAST(last AS TEXT), CAST(NULL AS BIGINT), \
+         CAST(NULL AS BIGINT) FROM spool_gaps ORDER BY writer, first",
+    ),
 ];
 
 impl Store {
@@ -136,7 +144,7 @@ mod tests {
     /// What the audit finds after a change behind the ledger's back.
     async fn found_after(sql: &'static str) -> Vec<(DifferenceKind, Option<i64>, Option<i64>)> {
         let fixture = Fixture::with_credit("5").await;
-        fixture.store.settle(&[record(&fixture, 100), record(&fixture, 20)]).await.unwrap();
+        fixture.store.settle(&[record(&fixture, 100), record(&fixture, 20)], None).await.unwrap();
         assert_eq!(fixture.store.audit().await.unwrap(), []);
         sqlx::raw_sql(sql).execute(&fixture.store.pool).await.unwrap();
         let nano = |amount: Option<NanoUsd>| amount.map(|amount| amount.0);

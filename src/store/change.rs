@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(credited.accounts, [Balance { id: other, amount: NanoUsd(9), seq: 2 }]);
         assert_eq!(credited.keys, []);
 
-        fixture.store.settle(&[record(&fixture, 4), record(&fixture, 6)]).await.unwrap();
+        fixture.store.settle(&[record(&fixture, 4), record(&fixture, 6)], None).await.unwrap();
         let settled = fixture.store.balances_since(credited.seq).await.unwrap();
         let account = Balance { id: fixture.account_id.clone(), amount: NanoUsd(4_999_999_990), seq: 4 };
         let key = Balance { id: fixture.key_id.clone(), amount: NanoUsd(10), seq: 4 };

@@ -309,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_is_found_by_its_digest_with_what_its_account_has() {
         let fixture = Fixture::with_credit("5").await;
-        fixture.store.settle(&[record(&fixture, 100)]).await.unwrap();
+        fixture.store.settle(&[record(&fixture, 100)], None).await.unwrap();
         let found = fixture.store.find_key(&DIGEST).await.unwrap().unwrap();
         let expected = KeyRecord {
             key_id: fixture.key_id.as_str().into(),

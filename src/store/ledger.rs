@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::bulk::{self, BALANCES, Kept, SPENDINGS};
 use super::change::Counter;
-use super::{Store, StoreError};
+use super::{Store, StoreError, spool};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 
 /// The most that one request is charged: a million dollars. A cost above it is a provider's nonsense, and would leave
@@ -35,15 +35,38 @@ pub struct Settled {
     pub spent_seq: i64,
 }
 
+/// Which batches of a spool records are: all those of one writer from one number to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolCursor<'a> {
+    /// The process that wrote them. It numbers its batches from 1 on without a gap.
+    pub writer: &'a str,
+    /// The first.
+    pub first: i64,
+    /// The last.
+    pub last: i64,
+}
+
 impl Store {
     /// Enters finished requests in one transaction: a usage row, a ledger entry of minus its cost, the account's balance
     /// and the key's spending. A request that failed and cost nothing has its usage row and no entry. A request that was
     /// settled before is left as it is, so a call may be repeated.
     ///
+    /// With a cursor it is remembered up to where the writer's batches are entered, and batches at or below that are not entered
+    /// again, whatever they hold. Batches that were left out are missed for ever: that is logged, and found by every audit.
+    ///
     /// It fails only when the database does, and then nothing was entered: a request whose account or key is not there
     /// is entered nevertheless (with sums of 0 in the answer), for the audit to name.
-    pub async fn settle(&self, records: &[UsageRecord]) -> Result<Vec<Settled>, StoreError> {
+    pub async fn settle(
+        &self,
+        records: &[UsageRecord],
+        cursor: Option<SpoolCursor<'_>>,
+    ) -> Result<Vec<Settled>, StoreError> {
         let mut transaction = self.write().await?;
+        if let Some(cursor) = cursor
+            && !spool::advance(&mut transaction, cursor, records.len()).await?
+        {
+            return entered_before(&mut transaction, records).await;
+        }
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
         let last_seq = Counter::LedgerSeq.advance(&mut transaction, count).await?;
         let first_seq = last_seq - count + 1;
@@ -65,6 +88,21 @@ impl Store {
         let settled = |(seq, record)| settled(record, !repeated.contains(&seq), &by_account, &by_key);
         Ok((first_seq..).zip(records).map(settled).collect())
     }
+}
+
+/// The answer for records of which none is entered again.
+async fn entered_before(
+    connection: &mut SqliteConnection,
+    records: &[UsageRecord],
+) -> Result<Vec<Settled>, StoreError> {
+    let (mut by_account, mut by_key) = (Sums::new(), Sums::new());
+    for record in records {
+        by_account.entry(&record.account_id).or_default();
+        by_key.entry(&record.key_id).or_default();
+    }
+    charge(connection, &BALANCES, &mut by_account, i64::saturating_sub).await?;
+    charge(connection, &SPENDINGS, &mut by_key, i64::saturating_add).await?;
+    Ok(records.iter().map(|record| settled(record, false, &by_account, &by_key)).collect())
 }
 
 fn settled(record: &UsageRecord, fresh: bool, by_account: &Sums<'_>, by_key: &Sums<'_>) -> Settled {
@@ -146,9 +184,9 @@ mod tests {
     async fn a_request_is_entered_once_however_often_it_is_settled() {
         let fixture = Fixture::with_credit("5").await;
         let (first, second) = (record(&fixture, 100), record(&fixture, 20));
-        let settled = fixture.store.settle(&[first.clone(), second.clone(), first.clone()]).await.unwrap();
+        let settled = fixture.store.settle(&[first.clone(), second.clone(), first.clone()], None).await.unwrap();
         assert_eq!(settled.iter().map(|one| one.fresh).collect::<Vec<_>>(), [true, true, false]);
-        let again = fixture.store.settle(&[second, first]).await.unwrap();
+        let again = fixture.store.settle(&[second, first], None).await.unwrap();
         for one in settled.iter().chain(&again) {
             assert_eq!((one.balance, one.balance_seq), (NanoUsd(4_999_999_880), 3));
             assert_eq!((one.spent, one.spent_seq), (NanoUsd(120), 3));
@@ -162,7 +200,7 @@ mod tests {
     async fn an_empty_call_changes_nothing() {
         let fixture = Fixture::with_credit("5").await;
         let before = fixture.store.balances_since(0).await.unwrap();
-        assert_eq!(fixture.store.settle(&[]).await.unwrap(), []);
+        assert_eq!(fixture.store.settle(&[], None).await.unwrap(), []);
         assert_eq!(fixture.store.balances_since(0).await.unwrap(), before);
     }
 
@@ -172,7 +210,7 @@ mod tests {
         let with = |cost, status, interrupted| UsageRecord { status, interrupted, ..record(&fixture, cost) };
         let entered = [with(0, 200, false), with(9, 200, true), with(8, 499, true), with(7, 502, false)];
         let others = [with(0, 502, false), with(0, 499, true), with(0, 200, true), with(0, 400, false)];
-        let settled = fixture.store.settle(&[entered.clone(), others.clone()].concat()).await.unwrap();
+        let settled = fixture.store.settle(&[entered.clone(), others.clone()].concat(), None).await.unwrap();
         assert!(settled.iter().all(|one| one.fresh && one.balance_seq == 5 && one.spent_seq == 5), "{settled:?}");
         assert_eq!(fixture.account().await.balance, NanoUsd(5_000_000_000 - 24));
         let ids = "SELECT request_id FROM ledger_entries WHERE kind = 'usage' ORDER BY seq";
@@ -180,7 +218,7 @@ mod tests {
         assert_eq!(ids, entered.map(|record| record.request_id.to_string()));
         assert_eq!(fixture.store.audit().await.unwrap(), []);
 
-        let again = fixture.store.settle(&others).await.unwrap();
+        let again = fixture.store.settle(&others, None).await.unwrap();
         assert!(again.iter().all(|one| !one.fresh && one.balance_seq == 5 && one.balance == NanoUsd(4_999_999_976)));
         let usage = fixture.store.usage(&Default::default(), None, 100).await.unwrap();
         assert_eq!(usage.len(), 8, "each has its row");
@@ -191,7 +229,7 @@ mod tests {
         let fixture = Fixture::with_credit("5").await;
         let before = fixture.store.balances_since(0).await.unwrap();
         let failed = UsageRecord { status: 502, ..record(&fixture, 0) };
-        let settled = fixture.store.settle(&[failed]).await.unwrap();
+        let settled = fixture.store.settle(&[failed], None).await.unwrap();
         assert_eq!((settled[0].balance, settled[0].balance_seq), (NanoUsd(5_000_000_000), 1));
         let after = fixture.store.balances_since(0).await.unwrap();
         assert_eq!((after.accounts, after.keys), (before.accounts, before.keys));
@@ -204,7 +242,7 @@ mod tests {
         for record in &mut records {
             record.usage = Usage { input: u64::MAX, output: u64::MAX, ..Usage::default() };
         }
-        fixture.store.settle(&records).await.unwrap();
+        fixture.store.settle(&records, None).await.unwrap();
         assert_eq!(fixture.account().await.balance, NanoUsd(5_000_000_000 - 20 * COST_MAX.0));
         assert_eq!(fixture.store.audit().await.unwrap(), []);
     }
@@ -214,7 +252,7 @@ mod tests {
         let fixture = Fixture::with_credit("5").await;
         let mut lost = record(&fixture, 7);
         lost.account_id = "acct_lost".into();
-        let settled = fixture.store.settle(&[lost, record(&fixture, 3)]).await.unwrap();
+        let settled = fixture.store.settle(&[lost, record(&fixture, 3)], None).await.unwrap();
         assert_eq!((settled[0].fresh, settled[0].balance, settled[0].balance_seq), (true, NanoUsd(0), 0));
         assert_eq!(settled[1].balance, NanoUsd(4_999_999_997));
         let named: Vec<_> = fixture.store.audit().await.unwrap().into_iter().map(|found| found.id).collect();
@@ -230,7 +268,7 @@ mod tests {
             let records: Vec<_> = (0..60).map(|_| record(&fixture, cost)).collect();
             writers.push(tokio::spawn(async move {
                 for pair in records.chunks(2) {
-                    handle.settle(pair).await.unwrap();
+                    handle.settle(pair, None).await.unwrap();
                 }
             }));
         }

@@ -21,6 +21,7 @@ mod idempotency;
 mod key;
 mod ledger;
 mod open;
+mod spool;
 mod usage;
 
 pub use account::{Account, Credit, CreditKind};
@@ -29,7 +30,7 @@ pub use change::{Balance, Balances, Changes};
 pub use error::StoreError;
 pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
-pub use ledger::Settled;
+pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
 pub use usage::{By, UsageFilter, UsagePosition, UsageTotal};
 

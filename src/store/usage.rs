@@ -218,7 +218,7 @@ mod tests {
         (interrupted.interrupted, interrupted.estimated, interrupted.first_token_ms) = (true, true, None);
         interrupted.started_at_ms = 20_000;
         let records = [record(&fixture, 3), interrupted];
-        fixture.store.settle(&records).await.unwrap();
+        fixture.store.settle(&records, None).await.unwrap();
         let mut read = fixture.store.usage(&UsageFilter::default(), None, 10).await.unwrap();
         read.reverse();
         assert_eq!(read, records, "newest first");
@@ -228,7 +228,7 @@ mod tests {
     async fn pages_meet_without_gap_or_overlap() {
         let fixture = Fixture::with_credit("5").await;
         let records: Vec<_> = (0..7).map(|at| UsageRecord { started_at_ms: at / 3, ..record(&fixture, 1) }).collect();
-        fixture.store.settle(&records).await.unwrap();
+        fixture.store.settle(&records, None).await.unwrap();
         let filter = UsageFilter { account_id: Some(fixture.account_id.clone()), since_ms: None };
         let all = fixture.store.usage(&filter, None, 100).await.unwrap();
         let mut paged: Vec<UsageRecord> = Vec::new();
@@ -248,7 +248,7 @@ mod tests {
         let fixture = Fixture::with_credit("5").await;
         let stranger = UsageRecord { account_id: "acct_b".into(), ..record(&fixture, 50) };
         let old = UsageRecord { started_at_ms: 9_999, ..record(&fixture, 30) };
-        fixture.store.settle(&[stranger, old, record(&fixture, 1)]).await.unwrap();
+        fixture.store.settle(&[stranger, old, record(&fixture, 1)], None).await.unwrap();
         let filter = UsageFilter { account_id: Some(fixture.account_id.clone()), since_ms: Some(10_000) };
         assert_eq!(fixture.store.usage(&filter, None, 10).await.unwrap().len(), 1);
         let totals = fixture.store.usage_by(&filter, By::Key).await.unwrap();
@@ -265,7 +265,7 @@ mod tests {
     async fn days_are_utc_and_the_latest_comes_first() {
         let fixture = Fixture::with_credit("5").await;
         let at = |started_at_ms| UsageRecord { started_at_ms, ..record(&fixture, 1) };
-        fixture.store.settle(&[at(86_399_999), at(86_400_000), at(0)]).await.unwrap();
+        fixture.store.settle(&[at(86_399_999), at(86_400_000), at(0)], None).await.unwrap();
         let totals = fixture.store.usage_by(&UsageFilter::default(), By::Day).await.unwrap();
         let days: Vec<_> = totals.iter().map(|total| (total.group.as_str(), total.requests)).collect();
         assert_eq!(days, [("1970-01-02", 1), ("1970-01-01", 2)]);

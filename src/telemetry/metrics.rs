@@ -41,6 +41,12 @@ pub struct Metrics {
     pub spool_events: IntGauge,
     /// `tollgate_spool_oldest_seconds`
     pub spool_oldest_seconds: IntGauge,
+    /// `tollgate_spool_open_requests`
+    pub spool_open_requests: IntGauge,
+    /// `tollgate_spool_bytes`
+    pub spool_bytes: IntGauge,
+    /// `tollgate_spool_bytes_max`
+    pub spool_bytes_max: IntGauge,
     /// `tollgate_sink_delivered_total{sink,outcome}`: records that went through, and deliveries that did not.
     pub sink_delivered: IntCounterVec,
     /// `tollgate_sink_parked{sink}`
@@ -80,6 +86,12 @@ pub struct Observed {
     pub spool_oldest_seconds: u64,
     /// The sinks besides the ledger.
     pub sinks: Vec<ObservedSink>,
+    /// Running requests that have a row in the spool.
+    pub spool_open_requests: u64,
+    /// What the spool takes, what running requests may still write included.
+    pub spool_bytes: u64,
+    /// What the spool may take.
+    pub spool_bytes_max: u64,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
 }
@@ -145,6 +157,9 @@ impl Metrics {
             key_cache: counters(r, "key_cache_total", "Key look-ups, by who answered.", &["outcome"])?,
             spool_events: gauge(r, "spool_events", "Records that wait for the ledger.")?,
             spool_oldest_seconds: gauge(r, "spool_oldest_seconds", "How long the oldest of them has waited.")?,
+            spool_open_requests: gauge(r, "spool_open_requests", "Running requests that the spool knows of.")?,
+            spool_bytes: gauge(r, "spool_bytes", "Room that the spool takes or keeps for running requests.")?,
+            spool_bytes_max: gauge(r, "spool_bytes_max", "Room that the spool may take, or its disk has.")?,
             sink_delivered: counters(r, "sink_delivered_total", "Deliveries of records.", &["sink", "outcome"])?,
             sink_parked: gauges(r, "sink_parked", "Records that a sink refuses.", "sink")?,
             sink_lag_events: gauges(r, "sink_lag_events", "Records that wait for a sink.", "sink")?,
@@ -207,8 +222,15 @@ impl Metrics {
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
         self.holds_active.set(observed.holds_active);
         self.held.set(observed.held_nano_usd);
-        set(&self.spool_events, observed.spool_events);
-        set(&self.spool_oldest_seconds, observed.spool_oldest_seconds);
+        for (gauge, value) in [
+            (&self.spool_events, observed.spool_events),
+            (&self.spool_oldest_seconds, observed.spool_oldest_seconds),
+            (&self.spool_open_requests, observed.spool_open_requests),
+            (&self.spool_bytes, observed.spool_bytes),
+            (&self.spool_bytes_max, observed.spool_bytes_max),
+        ] {
+            set(gauge, value);
+        }
     }
 
     fn take_over_sink(&self, sink: &ObservedSink) {

@@ -9,6 +9,8 @@
 //! that has ended counts at once, not when its entry is committed. The ledger's amount and a request's settlement arrive by two
 //! ways (the poll of the store, the billing worker) and in any order: sequence numbers say which amount is the newer, and a cost
 //! leaves `pending` only with its own settlement. In between it may count twice, never not at all.
+//!
+//! What an account's requests hold and owe in other processes is told from time to time, as one amount.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,6 +35,8 @@ struct State {
     pending: NanoUsd,
     /// What running requests may come to cost.
     held: NanoUsd,
+    /// What is pending and held in other processes.
+    elsewhere: NanoUsd,
 }
 
 impl Purse {
@@ -43,10 +47,12 @@ impl Purse {
 
     /// The same, with the gauge that its holds are counted in.
     pub fn gauged(committed: NanoUsd, seq: i64, holds: Arc<HoldGauge>) -> Self {
-        Self { state: Mutex::new(State { committed, seq, pending: NanoUsd(0), held: NanoUsd(0) }), holds }
+        let nothing = NanoUsd(0);
+        let state = State { committed, seq, pending: nothing, held: nothing, elsewhere: nothing };
+        Self { state: Mutex::new(state), holds }
     }
 
-    /// What is left: the ledger's amount less what is pending and what running requests hold.
+    /// What is left: the ledger's amount less what is pending and what running requests hold, here and elsewhere.
     pub fn available(&self) -> NanoUsd {
         lock(&self.state).available()
     }
@@ -54,6 +60,11 @@ impl Purse {
     /// What running requests hold.
     pub fn held(&self) -> NanoUsd {
         lock(&self.state).held
+    }
+
+    /// Other processes have so much pending and held now.
+    pub fn set_elsewhere(&self, elsewhere: NanoUsd) {
+        lock(&self.state).elsewhere = elsewhere;
     }
 
     /// Ends a hold: a cost takes its place.
@@ -78,7 +89,8 @@ impl Purse {
 
 impl State {
     fn available(&self) -> NanoUsd {
-        NanoUsd(self.committed.0.saturating_sub(self.pending.0).saturating_sub(self.held.0))
+        let Self { committed, pending, held, elsewhere, .. } = self;
+        NanoUsd(committed.0.saturating_sub(pending.0).saturating_sub(held.0).saturating_sub(elsewhere.0))
     }
 
     fn take(&mut self, committed: NanoUsd, seq: i64) {
@@ -319,6 +331,17 @@ mod tests {
         purse.refresh(NanoUsd(70), 6);
         assert_eq!(purse.available(), NanoUsd(40));
         purse.settled(NanoUsd(30), NanoUsd(70), 6);
+        assert_eq!(purse.available(), NanoUsd(70));
+    }
+
+    #[test]
+    fn what_is_held_elsewhere_is_not_free() {
+        let (purse, spending) = (Arc::new(Purse::new(NanoUsd(100), 5)), Arc::new(Spending::new(NanoUsd(0), 0)));
+        purse.set_elsewhere(NanoUsd(70));
+        let hold = Hold::take(&purse, &spending, None, NanoUsd(1), NanoUsd(50)).unwrap();
+        assert_eq!((hold.amount(), purse.available()), (NanoUsd(30), NanoUsd(0)));
+        assert!(Hold::take(&purse, &spending, None, NanoUsd(0), NanoUsd(1)).is_err());
+        purse.set_elsewhere(NanoUsd(0));
         assert_eq!(purse.available(), NanoUsd(70));
     }
 

@@ -6,6 +6,7 @@
 //!
 //! Absent: where records come from (the look-up is an argument), and whether a key is good (the record says).
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use moka::policy::EvictionPolicy;
 use super::registry::{Amount, Registry};
 use super::{KeyDigest, KeyRecord};
 use crate::relay::admit::{HoldGauge, KeyLimiter, Purse, Spending};
+use crate::relay::meter::NanoUsd;
 
 /// How many keys are kept; one is about 1 KiB. A key that is pushed out while none of its requests runs loses its windows, so
 /// this is to be more than the keys that are used in a minute.
@@ -169,6 +171,11 @@ impl KeyCache {
         let mut registry = self.registry();
         balances.iter().for_each(|heard| registry.hear_of_balance(heard));
         spending.iter().for_each(|heard| registry.hear_of_spending(heard));
+    }
+
+    /// Takes over what accounts hold and owe in other processes; those that are not named, nothing.
+    pub fn refresh_elsewhere(&self, elsewhere: HashMap<Box<str>, NanoUsd>) {
+        self.registry().hear_of_elsewhere(elsewhere);
     }
 
     /// Whether a key of that digest is in use.
@@ -380,6 +387,19 @@ mod tests {
         );
         assert_eq!(second.account.available(), NanoUsd(1_600_000_000));
         assert_eq!((first.spending.spent(), second.spending.spent()), (NanoUsd(0), NanoUsd(77)));
+    }
+
+    #[test]
+    fn what_accounts_owe_elsewhere_reaches_their_purses_present_and_to_come() {
+        let cache = KeyCache::default();
+        let elsewhere = |amount| HashMap::from([("acct_1".into(), NanoUsd(amount)), ("acct_none".into(), NanoUsd(7))]);
+        cache.refresh_elsewhere(elsewhere(400_000_000));
+        let entry = find(&cache, Some(record())).unwrap();
+        assert_eq!(entry.account.available(), NanoUsd(600_000_000));
+        cache.refresh_elsewhere(elsewhere(100_000_000));
+        assert_eq!(entry.account.available(), NanoUsd(900_000_000));
+        cache.refresh_elsewhere(HashMap::new());
+        assert_eq!(entry.account.available(), NanoUsd(1_000_000_000));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! are remembered weakly, for as long as anyone holds them.
 //!
 //! News (a changed key, a balance) may arrive while the key that they are about is being loaded. What was loaded may then be
-//! older than the news, so news are kept for as long as a load that they may concern is running.
+//! older than the news, so news are kept for as long as a load that they may concern is running. What accounts owe elsewhere is no
+//! news but the whole truth at a moment: it is kept until the next moment's.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -37,6 +38,8 @@ pub(super) struct Registry {
     accounts: Living<Purse>,
     /// What all of them hold.
     holds: Arc<HoldGauge>,
+    /// What accounts hold and owe in other processes; those that are not named, nothing.
+    elsewhere: HashMap<Box<str>, NanoUsd>,
     loading: HashMap<KeyDigest, Load>,
     /// Amounts heard of while something is being loaded; at most one for each account and key that there is.
     balances_heard: HashMap<Box<str>, Amount>,
@@ -118,6 +121,16 @@ impl Registry {
         }
     }
 
+    /// What accounts hold and owe in other processes, all of it.
+    pub(super) fn hear_of_elsewhere(&mut self, heard: HashMap<Box<str>, NanoUsd>) {
+        let before = std::mem::replace(&mut self.elsewhere, heard);
+        for id in before.keys().chain(self.elsewhere.keys()) {
+            if let Some(purse) = self.accounts.find(id) {
+                purse.set_elsewhere(self.elsewhere.get(id).copied().unwrap_or_default());
+            }
+        }
+    }
+
     /// What a key has spent changed.
     pub(super) fn hear_of_spending(&mut self, heard: &Amount) {
         if let Some(spending) = self.spending.find(&heard.id) {
@@ -135,8 +148,12 @@ impl Registry {
     }
 
     fn bring_to_life(&mut self, record: KeyRecord) -> Arc<KeyEntry> {
-        let new = || Purse::gauged(record.balance, record.balance_seq, Arc::clone(&self.holds));
-        let account = self.accounts.find_or(&record.account_id, new);
+        let elsewhere = self.elsewhere.get(&record.account_id).copied().unwrap_or_default();
+        let account = self.accounts.find_or(&record.account_id, || {
+            let purse = Purse::gauged(record.balance, record.balance_seq, Arc::clone(&self.holds));
+            purse.set_elsewhere(elsewhere);
+            purse
+        });
         let spending = self.spending.find_or(&record.key_id, || Spending::new(record.spent, record.spent_seq));
         let key_id = record.key_id.clone();
         let entry = Arc::new(KeyEntry::new(record, account, spending));

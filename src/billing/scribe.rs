@@ -1,0 +1,403 @@
+//! The one who writes the spool, on a thread of its own.
+//!
+//! It takes what has come since it last looked, writes it in one transaction, wakes those who wait for it, and looks again: the more
+//! comes, the more is written together, and what comes alone is written alone and at once. Requests leave what they have to say in
+//! the [`Inbox`] and never wait there.
+//!
+//! A thread of ours and SQLite's own calls, where the store uses sqlx: there a statement is a hop to another thread and back, and a
+//! transaction is several. A client waits for this one.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::group::{Acknowledgement, Arrived, Group, Portion};
+use super::open_row::Facts;
+use super::recorder::{Finished, Progress};
+use super::spool::{Acknowledged, Committed, SpoolError, SpoolFile, WriteError};
+use super::state::{BillingState, Reserved};
+use crate::relay::admit::Charge;
+use crate::relay::meter::UsageRecord;
+
+/// How often it is measured how much room there is, while something is written.
+const MEASURED_EVERY_US: u64 = 1_000_000;
+/// It is measured sooner when what was written since is this part of all.
+const MEASURED_PARTS: u64 = 64;
+
+/// When a write is tried again for which there was no room: after this, twice this, up to the next.
+const RETRY_FIRST_US: u64 = 10_000;
+const RETRY_MAX_US: u64 = 500_000;
+
+/// What is not urgent need not wake who looks again this soon: nothing of it is due before.
+const SOON: Duration = Duration::from_millis(4);
+
+/// Something else to be done with the file, between two transactions.
+type Job = Box<dyn FnOnce(&mut SpoolFile) -> Result<(), WriteError> + Send>;
+
+/// Where requests and sinks leave what is to be written.
+#[derive(Default)]
+pub(super) struct Inbox {
+    held: Mutex<Held>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct Held {
+    arrived: Arrived,
+    jobs: VecDeque<Job>,
+    sleep: Sleep,
+    /// What is here is to be written still, and then no more.
+    is_ending: bool,
+    /// Nobody looks here any more.
+    is_abandoned: bool,
+}
+
+/// What the scribe waits for.
+#[derive(Default, PartialEq, Eq)]
+enum Sleep {
+    #[default]
+    Awake,
+    /// For what is urgent, or a time soon enough for all else.
+    UntilDue,
+    /// For anything.
+    ForAnything,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    /// A request was admitted.
+    pub(super) fn opened(&self, id: Uuid, facts: Arc<Facts>) {
+        self.leave(false, |held| held.arrived.opened.push((id, facts)));
+    }
+
+    /// A request has come so far.
+    pub(super) fn passed(&self, id: Uuid, progress: Progress) {
+        self.leave(false, |held| drop(held.arrived.passed.insert(id, progress)));
+    }
+
+    /// A request was given up.
+    pub(super) fn released(&self, id: Uuid, reserved: Reserved) {
+        self.leave(false, |held| held.arrived.released.push((id, reserved)));
+    }
+
+    /// A request has ended, and its client waits.
+    pub(super) fn finished(&self, finished: Finished) {
+        self.leave(true, |held| held.arrived.finished.push(finished));
+    }
+
+    /// A sink has what it was given. Returns when that is written.
+    pub(super) async fn acknowledge(&self, of: Acknowledged) -> Result<(), SpoolError> {
+        let (written, wait) = oneshot::channel();
+        self.leave(false, |held| held.arrived.acknowledged.push(Acknowledgement { of, written }));
+        wait.await.map_err(|_| SpoolError::Closed)
+    }
+
+    /// Has something done with the file.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut SpoolFile) -> Result<T, WriteError> + Send + 'static,
+    ) -> Result<T, SpoolError> {
+        let (answer, wait) = oneshot::channel();
+        let job = move |file: &mut SpoolFile| match job(file) {
+            Ok(done) => {
+                // Who asked may have left.
+                let _ = answer.send(Ok(done));
+                Ok(())
+            }
+            Err(WriteError::Stalled(error)) => {
+                let _ = answer.send(Err(error));
+                Ok(())
+            }
+            Err(broken) => Err(broken),
+        };
+        self.leave(true, |held| held.jobs.push_back(Box::new(job)));
+        wait.await.unwrap_or(Err(SpoolError::Closed))
+    }
+
+    /// Lets the scribe end, once what is here is written.
+    pub(super) fn end(&self) {
+        self.leave(true, |held| held.is_ending = true);
+    }
+
+    fn leave(&self, urgent: bool, leave: impl FnOnce(&mut Held)) {
+        let mut held = self.lock();
+        if held.is_abandoned {
+            // Whatever it was going to leave goes with the closure, and whoever waits for it sees that.
+            return;
+        }
+        leave(&mut held);
+        let wake = held.sleep == Sleep::ForAnything || (urgent && held.sleep == Sleep::UntilDue);
+        if wake {
+            held.sleep = Sleep::Awake;
+            drop(held);
+            self.bell.notify_one();
+        }
+    }
+
+    /// Takes what is here, waiting until it is time, or something urgent comes, or anything where the time is far.
+    fn take(&self, wait: Option<Duration>) -> (Arrived, VecDeque<Job>, bool) {
+        let mut held = self.lock();
+        let until = wait.map(|wait| Instant::now() + wait);
+        while !held.is_urgent() {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let is_soon = left.is_some_and(|left| left <= SOON);
+            if left.is_some_and(|left| left.is_zero()) || !(is_soon || held.arrived.is_empty()) {
+                break;
+            }
+            held.sleep = if is_soon { Sleep::UntilDue } else { Sleep::ForAnything };
+            held = match left {
+                Some(left) => self.bell.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.bell.wait(held).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        held.sleep = Sleep::Awake;
+        (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs), held.is_ending)
+    }
+
+    fn abandon(&self) {
+        let mut held = self.lock();
+        held.is_abandoned = true;
+        let left = (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs));
+        drop(held);
+        drop(left);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn is_urgent(&self) -> bool {
+        !self.arrived.finished.is_empty() || !self.jobs.is_empty() || self.is_ending
+    }
+}
+
+/// A request that is durable, and what was charged for it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) record: UsageRecord,
+    pub(super) charge: Charge,
+}
+
+/// Writes the spool, a step at a time. `kept` gets each batch's number and its requests once they are durable.
+pub(super) struct Scribe<K> {
+    file: SpoolFile,
+    group: Group,
+    state: Arc<BillingState>,
+    kept: K,
+    stall: Option<Stall>,
+    measured_us: u64,
+    bytes_unmeasured: u64,
+    /// Whether something was removed since.
+    is_freed: bool,
+    /// The log is taken in when it is this large.
+    log_bytes_due: u64,
+}
+
+/// There was no room.
+#[derive(Debug, Clone, Copy)]
+struct Stall {
+    until_us: u64,
+    next_us: u64,
+}
+
+impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
+    pub(super) fn new(file: SpoolFile, group: Group, state: Arc<BillingState>, kept: K) -> Self {
+        let log_bytes_due = file.sizes().log_bytes_max;
+        Self {
+            file,
+            group,
+            state,
+            kept,
+            stall: None,
+            measured_us: 0,
+            bytes_unmeasured: 0,
+            is_freed: false,
+            log_bytes_due,
+        }
+    }
+
+    /// Takes what has come, and writes what is due: at most one transaction.
+    ///
+    /// # Errors
+    /// The file failed, and is not to be touched again.
+    pub(super) fn step(&mut self, arrived: &mut Arrived, now_us: u64) -> Result<(), SpoolError> {
+        self.group.take(arrived, now_us);
+        if self.due_us().is_some_and(|due| due <= now_us) {
+            self.write(now_us)?;
+        }
+        self.state.set_open_rows(self.group.rows());
+        if now_us.saturating_sub(self.measured_us) >= MEASURED_EVERY_US
+            || self.is_freed
+            || self.bytes_unmeasured > self.state.bytes_limit() / MEASURED_PARTS
+        {
+            self.measure(now_us)?;
+        }
+        Ok(())
+    }
+
+    /// When there is something to do again, if nothing comes.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        let due = self.group.due_us()?;
+        Some(self.stall.map_or(due, |stall| stall.until_us.max(due)))
+    }
+
+    /// Does something else with the file.
+    fn run(&mut self, job: Job) -> Result<(), SpoolError> {
+        job(&mut self.file).map_err(|error| match error {
+            WriteError::Stalled(error) | WriteError::Broken(error) => error,
+        })
+    }
+
+    fn write(&mut self, now_us: u64) -> Result<(), SpoolError> {
+        if self.stall.is_some() && !self.make_room(now_us)? {
+            return Ok(());
+        }
+        let portion = self.group.portion(now_us)?;
+        self.commit(portion, now_us)?;
+        Ok(())
+    }
+
+    /// Does what gives room without taking any, or hardly any; says whether it could.
+    fn make_room(&mut self, now_us: u64) -> Result<bool, SpoolError> {
+        self.take_log_in()?;
+        let removals = self.group.removals_only();
+        self.commit(removals, now_us)
+    }
+
+    /// Writes a portion, or puts it back where there is no room; says which.
+    fn commit(&mut self, portion: Portion, now_us: u64) -> Result<bool, SpoolError> {
+        if portion.is_empty() {
+            return Ok(true);
+        }
+        match portion.write(|writes| self.file.commit(writes)) {
+            Ok(committed) => {
+                if self.stall.take().is_some() {
+                    tracing::info!("the spool can be written again");
+                    self.state.set_spool_stalled(false);
+                }
+                self.written(portion, committed)?;
+                Ok(true)
+            }
+            Err(WriteError::Stalled(error)) => {
+                self.group.put_back(portion);
+                self.stall_after(&error, now_us);
+                Ok(false)
+            }
+            Err(WriteError::Broken(error)) => Err(error),
+        }
+    }
+
+    fn stall_after(&mut self, error: &SpoolError, now_us: u64) {
+        let wait_us = match self.stall {
+            Some(stall) => stall.next_us,
+            None => {
+                tracing::error!(%error, "the spool has no room; nothing more is sold until it has");
+                self.state.set_spool_stalled(true);
+                RETRY_FIRST_US
+            }
+        };
+        self.stall = Some(Stall { until_us: now_us + wait_us, next_us: (wait_us * 2).min(RETRY_MAX_US) });
+    }
+
+    fn written(&mut self, portion: Portion, committed: Committed) -> Result<(), SpoolError> {
+        let bytes = portion.bytes();
+        self.bytes_unmeasured += bytes;
+        self.state.add_used(bytes);
+        let (mut kept, mut reserved) = (Vec::new(), Vec::new());
+        for ended in portion.ended {
+            let ended = ended.finished;
+            // The client may have left.
+            let _ = ended.kept.send(());
+            kept.push(Kept { record: ended.record, charge: ended.charge });
+            reserved.push(ended.reserved);
+        }
+        if let Some(number) = committed.number {
+            (self.kept)(number, kept);
+        }
+        // When the last one is in, all have been passed on.
+        drop(reserved);
+        if !portion.waiting.is_empty() {
+            // Something was removed.
+            self.is_freed = true;
+            for waiting in portion.waiting {
+                let _ = waiting.send(());
+            }
+        }
+        if committed.log_bytes >= self.log_bytes_due {
+            self.take_log_in()?;
+        }
+        Ok(())
+    }
+
+    fn take_log_in(&mut self) -> Result<(), SpoolError> {
+        let most = self.file.sizes().log_bytes_max;
+        match self.file.take_log_in() {
+            Ok(log_bytes) if log_bytes < most => self.log_bytes_due = most,
+            // Somebody reads it, or there is no room: tried again, but not after each transaction.
+            Ok(log_bytes) => self.log_bytes_due = log_bytes + most / 4,
+            Err(WriteError::Stalled(error)) => {
+                tracing::warn!(%error, "the spool's log cannot be taken in yet");
+                self.log_bytes_due += most / 4;
+            }
+            Err(WriteError::Broken(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn measure(&mut self, now_us: u64) -> Result<(), SpoolError> {
+        self.measured_us = now_us;
+        self.bytes_unmeasured = 0;
+        self.is_freed = false;
+        self.state.set_room(self.file.room()?);
+        Ok(())
+    }
+}
+
+/// Starts the thread. It ends when the inbox does, or when the file fails; the receiver is told when it has.
+pub(super) fn start<K>(inbox: Arc<Inbox>, mut scribe: Scribe<K>) -> std::io::Result<oneshot::Receiver<()>>
+where
+    K: FnMut(i64, Vec<Kept>) + Send + 'static,
+{
+    let (ended, wait) = oneshot::channel();
+    std::thread::Builder::new().name("spool".into()).spawn(move || {
+        let state = Arc::clone(&scribe.state);
+        if let Err(error) = work(&inbox, &mut scribe) {
+            tracing::error!(%error, "the spool failed; nothing more is sold, and the process is to end");
+            state.fail();
+        } else if let Err(error) = scribe.file.close() {
+            tracing::warn!(%error, "the spool could not be closed in good order; the next start looks what is there");
+        }
+        inbox.abandon();
+        drop(ended);
+    })?;
+    Ok(wait)
+}
+
+fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Result<(), SpoolError> {
+    let began = Instant::now();
+    let now_us = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    loop {
+        let wait = scribe.due_us().map(|due| Duration::from_micros(due.saturating_sub(now_us())));
+        let (mut arrived, jobs, is_ending) = inbox.take(wait);
+        for job in jobs {
+            scribe.run(job)?;
+        }
+        scribe.step(&mut arrived, now_us())?;
+        if is_ending && (scribe.due_us().is_none() || scribe.stall.is_some()) {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

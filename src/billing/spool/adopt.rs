@@ -1,0 +1,145 @@
+//! What the dead left: requests that they were serving, and batches that they had not delivered.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, params};
+use uuid::Uuid;
+
+use super::lock::WriterLock;
+use super::{SpoolError, SpoolFile, Stretch, WriteError, forget, in_transaction, insert_batch, keep_unreadable};
+use crate::billing::open_row;
+use crate::relay::meter::UsageRecord;
+
+/// What was left by processes that are dead.
+#[derive(Debug, Default)]
+pub(in crate::billing) struct Adopted {
+    /// Batches to be delivered.
+    pub(in crate::billing) stretches: Vec<Stretch>,
+    /// What has become a record now, and is in those batches.
+    pub(in crate::billing) interrupted: Vec<UsageRecord>,
+    /// How many other processes live.
+    pub(in crate::billing) living: usize,
+}
+
+impl SpoolFile {
+    /// Takes over what dead processes left. Their open requests become records as of their last checkpoints; their batches are from
+    /// now on this process's to deliver, for as long as it lives.
+    pub(in crate::billing) fn adopt(&mut self) -> Result<Adopted, WriteError> {
+        const OTHERS: &str = "SELECT writer, legacy FROM writers WHERE writer <> ?1 ORDER BY writer";
+        let others = {
+            let mut select = self.connection.prepare_cached(OTHERS)?;
+            let others = select.query_map([&*self.writer], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            others.collect::<rusqlite::Result<Vec<(String, bool)>>>()?
+        };
+        let mut adopted = Adopted::default();
+        for (writer, legacy) in others {
+            let writer: Arc<str> = writer.into();
+            if self.inherited.contains_key(&writer) {
+                continue;
+            }
+            match WriterLock::take(&self.path, &writer)? {
+                Some(lock) => self.inherit(writer, legacy, lock, &mut adopted)?,
+                None => adopted.living += 1,
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Takes over what one dead process left, in one transaction. What ran becomes batches of a writer that never lived, so that its
+    /// numbers begin at one, and nobody takes them for another's.
+    fn inherit(
+        &mut self,
+        writer: Arc<str>,
+        legacy: bool,
+        lock: WriterLock,
+        adopted: &mut Adopted,
+    ) -> Result<(), WriteError> {
+        let heir: Arc<str> = Uuid::now_v7().simple().to_string().into();
+        let heir_lock = WriterLock::take(&self.path, &heir)?.ok_or(SpoolError::Closed)?;
+        let found = in_transaction(&self.connection, || {
+            let interrupted = self.end_open_requests(&writer, &heir)?;
+            let of_heir = stretch(&self.connection, &heir, false)?;
+            let left = stretch(&self.connection, &writer, legacy)?;
+            if left.is_none() {
+                forget(&self.connection, &writer)?;
+            }
+            let cursors = self.cursors_of(&writer)?;
+            Ok((interrupted, of_heir, left, cursors))
+        });
+        let (interrupted, of_heir, left, cursors) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                heir_lock.remove();
+                return Err(error.into());
+            }
+        };
+        tracing::info!(%writer, interrupted = interrupted.len(), left = left.as_ref().map_or(0, |left| left.records),
+            "a process ended without having delivered what it spooled; that is done now");
+        for (stretch, lock, cursors) in [(left, lock, cursors), (of_heir, heir_lock, vec![0; self.sinks.len()])] {
+            let Some(stretch) = stretch else {
+                lock.remove();
+                continue;
+            };
+            self.cursors.insert(Arc::clone(&stretch.writer), cursors);
+            self.inherited.insert(Arc::clone(&stretch.writer), lock);
+            adopted.stretches.push(stretch);
+        }
+        adopted.interrupted.extend(interrupted);
+        Ok(())
+    }
+
+    /// Makes records of the requests that a dead process was serving.
+    fn end_open_requests(&self, writer: &str, heir: &str) -> Result<Vec<UsageRecord>, SpoolError> {
+        const SELECT: &str = "SELECT id, body FROM open_requests WHERE writer = ?1 ORDER BY id";
+        const DELETE: &str = "DELETE FROM open_requests WHERE writer = ?1";
+        let mut select = self.connection.prepare_cached(SELECT)?;
+        let mut rows = select.query([writer])?;
+        let mut records = Vec::new();
+        let mut unreadable = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (id, body): ([u8; 16], String) = (row.get(0)?, row.get(1)?);
+            match open_row::interrupted(Uuid::from_bytes(id), &body) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    let id = Uuid::from_bytes(id);
+                    tracing::error!(%id, %error, "a request that ran cannot be read; it is put aside, unbilled");
+                    unreadable.push(serde_json::json!({ "id": id.to_string(), "body": body }));
+                }
+            }
+        }
+        for (number, records) in (1..).zip(records.chunks(self.sizes.records_max)) {
+            insert_batch(&self.connection, heir, number, &records.iter().collect::<Vec<_>>())?;
+        }
+        if !records.is_empty() {
+            self.connection.execute("INSERT INTO writers (writer, legacy) VALUES (?1, 0)", [heir])?;
+        }
+        if !unreadable.is_empty() {
+            keep_unreadable(&self.connection, heir, 0, &serde_json::Value::from(unreadable).to_string())?;
+        }
+        self.connection.execute(DELETE, [writer])?;
+        Ok(records)
+    }
+
+    fn cursors_of(&self, writer: &str) -> rusqlite::Result<Vec<i64>> {
+        const SELECT: &str = "SELECT COALESCE(MAX(number), 0) FROM cursors WHERE sink = ?1 AND writer = ?2";
+        let mut select = self.connection.prepare_cached(SELECT)?;
+        self.sinks.iter().map(|sink| select.query_row(params![&**sink, writer], |row| row.get(0))).collect()
+    }
+}
+
+/// What batches a writer has.
+fn stretch(connection: &Connection, writer: &Arc<str>, legacy: bool) -> rusqlite::Result<Option<Stretch>> {
+    const STRETCH: &str = "SELECT MIN(number) - 1, MAX(number), SUM(records), MIN(oldest_ms)
+        FROM batches WHERE writer = ?1 HAVING COUNT(*) > 0";
+    let mut select = connection.prepare_cached(STRETCH)?;
+    let mut rows = select.query([&**writer])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(Stretch {
+        writer: Arc::clone(writer),
+        legacy,
+        after: row.get(0)?,
+        last: row.get(1)?,
+        records: u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
+        oldest_ms: row.get(3)?,
+    }))
+}

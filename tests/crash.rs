@@ -1,0 +1,106 @@
+//! A process that dies, and one whose spool fails: what the next one bills.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use support::setup::MODEL;
+use support::upstream::word;
+use support::{Gate, Relay, Request, Setup, Upstream, until};
+
+fn asked(stream: bool) -> Value {
+    json!({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "Say hello"}]})
+}
+
+/// Answers with one word, and with no more before a gate opens: the first request's, or that of all others.
+fn begins(first: &Gate, others: &Gate) -> Upstream {
+    let (first, others, count) = (first.clone(), others.clone(), AtomicU32::new(0));
+    Upstream::start(move |request, answer| {
+        answer.begin_events();
+        answer.event(&word(&request.json()["model"], "Once"));
+        let gate = if count.fetch_add(1, Ordering::SeqCst) == 0 { &first } else { &others };
+        gate.wait();
+        answer.cut();
+    })
+}
+
+#[track_caller]
+fn assert_audited(relay: &Relay) {
+    let audit = relay.cli(&["audit"]);
+    assert!(audit.status.success(), "{}", audit.stdout);
+}
+
+#[track_caller]
+fn wait_for_open_requests(relay: &Relay, count: u32) {
+    until("the spool knows what runs", || {
+        (relay.metric("tollgate_spool_open_requests", &[]) >= f64::from(count)).then_some(())
+    });
+}
+
+/// What was used, once so many requests are in the ledger.
+#[track_caller]
+fn usage(relay: &Relay, count: usize) -> Vec<Value> {
+    until("the ledger has them", || Some(relay.usage()).filter(|usage| usage.len() >= count))
+}
+
+#[test]
+fn what_runs_when_the_process_is_killed_is_in_the_ledger_once() {
+    let gate = Gate::new();
+    let upstream = begins(&gate, &gate);
+    let relay = Setup::new(&upstream).start();
+    let mut connections: Vec<_> =
+        (0..3).map(|_| Request::chat(&asked(true)).key(&relay.key).begin(relay.http)).collect();
+    let ids: Vec<_> = connections.iter_mut().map(|connection| connection.head().request_id()).collect();
+    wait_for_open_requests(&relay, 3);
+    for _ in 0..2 {
+        relay.signal("KILL");
+        relay.restart();
+    }
+    let usage = usage(&relay, 3);
+    assert_eq!(usage.len(), 3);
+    for id in ids {
+        let used = usage.iter().find(|used| used["request_id"] == *id).unwrap();
+        assert_eq!((&used["interrupted"], &used["estimated"]), (&json!(true), &json!(true)), "{used}");
+    }
+    assert_audited(&relay);
+    let folder = std::fs::read_dir(relay.folder()).unwrap();
+    let locks = folder.filter(|it| it.as_ref().unwrap().path().extension().is_some_and(|it| it == "lock")).count();
+    assert_eq!(locks, 1, "the dead leave none once all is delivered");
+    gate.open();
+}
+
+#[test]
+fn a_spool_that_fails_ends_the_process_and_the_next_bills_what_ran() {
+    let (first, others) = (Gate::new(), Gate::new());
+    let upstream = begins(&first, &others);
+    let relay = Setup::new(&upstream).start();
+    let begin = || {
+        let mut runs = Request::chat(&asked(true)).key(&relay.key).begin(relay.http);
+        let id = runs.head().request_id();
+        (runs, id)
+    };
+    let [(_ends, first_id), (_runs_on, second_id)] = [begin(), begin()];
+    wait_for_open_requests(&relay, 2);
+    let spool = Connection::open(relay.folder().join("spool.db")).unwrap();
+    let broken = "CREATE TRIGGER broken BEFORE INSERT ON batches BEGIN SELECT RAISE(ABORT, 'broken'); END";
+    spool.execute_batch(broken).unwrap();
+    // Its upstream leaves, and its record finds the spool broken. The other lets the process live a little.
+    first.open();
+    until("the spool fails", || relay.stderr().contains("cannot be billed any more").then_some(()));
+    relay.chat(&asked(false)).assert_error(503, "server_error", "billing_unavailable");
+    assert_eq!(relay.wait_for_end().code(), Some(1));
+    assert!(relay.stderr().contains("the spool failed"));
+    spool.execute_batch("DROP TRIGGER broken").unwrap();
+    drop(spool);
+    relay.restart();
+    let used = usage(&relay, 2);
+    for id in [first_id, second_id] {
+        assert!(used.iter().any(|used| used["request_id"] == *id && used["interrupted"] == true), "{used:?}");
+    }
+    assert_audited(&relay);
+    others.open();
+}
