@@ -13,7 +13,7 @@ use super::open_row::Facts;
 use super::scribe::Inbox;
 use super::state::{BillingState, Reserved};
 use crate::relay::admit::{Charge, Hold};
-use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, SampledText, Usage, UsageRecord};
+use crate::relay::meter::{Encoding, NanoUsd, Price, PromptHead, SampledText, Usage, UsageRecord};
 
 /// How many requests may hold a ticket at a time, running or waiting to be spooled. Three times the default of
 /// `requests_in_flight_max`; a ticket takes a few hundred bytes of memory.
@@ -228,7 +228,7 @@ impl Uncounted {
 #[derive(Debug)]
 pub struct Unreported {
     /// The prompt; `None` where the record has its tokens, because only the answer's were not reported.
-    pub prompt: Option<PromptSample>,
+    pub prompt: Option<PromptHead>,
     /// The answer as far as it passed.
     pub output: SampledText,
     /// The vocabulary to count with.
@@ -241,7 +241,7 @@ impl Unreported {
     /// The usage, filled up with what was not reported, and its cost. Takes milliseconds.
     fn count(&self, mut usage: Usage) -> (Usage, NanoUsd) {
         if let Some(prompt) = &self.prompt {
-            usage.input = self.encoding.count_prompt(prompt);
+            usage.input = self.encoding.count_prompt(&prompt.sample());
         }
         usage.output = self.encoding.count_sample(&self.output);
         (usage, self.price.cost(&usage))

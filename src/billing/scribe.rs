@@ -8,6 +8,7 @@
 //! transaction is several. A client waits for this one.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,11 @@ const MEASURED_PARTS: u64 = 64;
 /// When a write is tried again for which there was no room: after this, twice this, up to the next.
 const RETRY_FIRST_US: u64 = 10_000;
 const RETRY_MAX_US: u64 = 500_000;
+
+/// Where requests end in such quick succession, some are gathered before they are written: a write costs as much as dozens of
+/// them, and waking a thread for each as much as a few.
+const BUSY_WITHIN_US: u64 = 500;
+const GATHER: Duration = Duration::from_micros(100);
 
 /// What is not urgent need not wake who looks again this soon: nothing of it is due before.
 const SOON: Duration = Duration::from_millis(4);
@@ -142,6 +148,14 @@ impl Inbox {
         }
     }
 
+    /// Lets things come, for a moment in which nobody is woken for them.
+    fn gather(&self) {
+        let held = self.lock();
+        if !held.is_ending {
+            drop(self.bell.wait_timeout(held, GATHER));
+        }
+    }
+
     /// Takes what is here, waiting until it is time, or something urgent comes, or anything where the time is far.
     fn take(&self, wait: Option<Duration>) -> (Arrived, VecDeque<Job>, bool) {
         let mut held = self.lock();
@@ -201,6 +215,10 @@ pub(super) struct Scribe<K> {
     is_freed: bool,
     /// The log is taken in when it is this large.
     log_bytes_due: u64,
+    /// Who does most of that before, from the time when the log is half as large.
+    log_taker: Option<SyncSender<()>>,
+    /// Whether it was told to.
+    is_log_told: bool,
 }
 
 /// There was no room.
@@ -223,6 +241,8 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             bytes_unmeasured: 0,
             is_freed: false,
             log_bytes_due,
+            log_taker: None,
+            is_log_told: false,
         }
     }
 
@@ -231,6 +251,10 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
     /// # Errors
     /// The file failed, and is not to be touched again.
     pub(super) fn step(&mut self, arrived: &mut Arrived, now_us: u64) -> Result<(), SpoolError> {
+        if self.state.failed() {
+            // The log could not be taken in.
+            return Err(SpoolError::Closed);
+        }
         self.group.take(arrived, now_us);
         if self.due_us().is_some_and(|due| due <= now_us) {
             self.write(now_us)?;
@@ -333,8 +357,14 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
                 let _ = waiting.send(());
             }
         }
-        if committed.log_bytes >= self.log_bytes_due {
+        if committed.log_bytes < self.log_bytes_due / 2 {
+            self.is_log_told = false;
+        } else if committed.log_bytes >= self.log_bytes_due {
             self.take_log_in()?;
+        } else if let Some(taker) = self.log_taker.as_ref().filter(|_| !self.is_log_told) {
+            // Where it is at it still, it need not be told.
+            let _ = taker.try_send(());
+            self.is_log_told = true;
         }
         Ok(())
     }
@@ -369,6 +399,7 @@ where
     K: FnMut(i64, Vec<Kept>) + Send + 'static,
 {
     let (ended, wait) = oneshot::channel();
+    scribe.log_taker = start_log_taker(&scribe)?;
     std::thread::Builder::new().name("spool".into()).spawn(move || {
         let state = Arc::clone(&scribe.state);
         if let Err(error) = work(&inbox, &mut scribe) {
@@ -383,16 +414,55 @@ where
     Ok(wait)
 }
 
+/// Starts the thread that takes the log in. It ends with the scribe. Without it all is done all the same, but clients wait longer.
+fn start_log_taker<K>(scribe: &Scribe<K>) -> std::io::Result<Option<SyncSender<()>>> {
+    let taker = match scribe.file.log_taker() {
+        Ok(taker) => taker,
+        Err(error) => {
+            tracing::warn!(%error, "the spool's log is taken in by who writes it");
+            return Ok(None);
+        }
+    };
+    let state = Arc::clone(&scribe.state);
+    let (tell, told) = sync_channel(1);
+    std::thread::Builder::new().name("spool log".into()).spawn(move || {
+        while told.recv().is_ok() {
+            match taker.take_in() {
+                Ok(()) => {}
+                Err(WriteError::Stalled(error)) => tracing::warn!(%error, "the spool's log cannot be taken in yet"),
+                Err(WriteError::Broken(error)) => {
+                    tracing::error!(%error, "the spool's log cannot be taken in; nothing more is sold, and the process is to end");
+                    state.fail();
+                    return;
+                }
+            }
+        }
+    })?;
+    Ok(Some(tell))
+}
+
 fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Result<(), SpoolError> {
     let began = Instant::now();
     let now_us = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let (mut is_busy, mut last_us) = (false, 0);
     loop {
+        if is_busy {
+            inbox.gather();
+        }
         let wait = scribe.due_us().map(|due| Duration::from_micros(due.saturating_sub(now_us())));
         let (mut arrived, jobs, is_ending) = inbox.take(wait);
+        let has_finished = !arrived.finished.is_empty();
         for job in jobs {
             scribe.run(job)?;
         }
         scribe.step(&mut arrived, now_us())?;
+        if has_finished {
+            let now_us = now_us();
+            is_busy = now_us.saturating_sub(last_us) < BUSY_WITHIN_US;
+            last_us = now_us;
+        } else {
+            is_busy = false;
+        }
         if is_ending && (scribe.due_us().is_none() || scribe.stall.is_some()) {
             return Ok(());
         }

@@ -13,6 +13,7 @@
 
 mod adopt;
 mod lock;
+mod log;
 mod read;
 mod space;
 mod tables;
@@ -29,9 +30,10 @@ use uuid::Uuid;
 
 pub(super) use self::adopt::Adopted;
 use self::lock::WriterLock;
+pub(super) use self::log::LogTaker;
 pub(super) use self::read::{ReadBack, SpoolReader};
 pub(super) use self::space::{Room, Sizes};
-use super::{SpoolPlace, batch};
+use super::{Durability, SpoolPlace, batch};
 use crate::relay::meter::UsageRecord;
 
 /// The sink that is always there.
@@ -116,6 +118,7 @@ pub(super) struct SpoolFile {
     connection: Connection,
     path: PathBuf,
     bytes_max: u64,
+    durability: Durability,
     sizes: Sizes,
     /// This process, as its rows are marked.
     writer: Arc<str>,
@@ -209,6 +212,7 @@ impl SpoolFile {
             connection,
             path: place.path.clone(),
             bytes_max: place.bytes_max,
+            durability: place.durability,
             sizes,
             cursors: HashMap::from([(Arc::clone(&writer), vec![0; sinks.len()])]),
             writer,
@@ -226,6 +230,11 @@ impl SpoolFile {
 
     pub(super) fn sizes(&self) -> Sizes {
         self.sizes
+    }
+
+    /// One who takes the log in from another thread.
+    pub(super) fn log_taker(&self) -> Result<LogTaker, SpoolError> {
+        LogTaker::open(&self.path, self.durability, self.sizes)
     }
 
     /// Writes, all or none. When this returns the writes survive what the durability says.

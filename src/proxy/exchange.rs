@@ -21,7 +21,7 @@ use crate::relay::auth::{KeyEntry, KeyRecord};
 use crate::relay::dialect::gemini::SignatureScope;
 use crate::relay::dialect::openai::ChatRequest;
 use crate::relay::dialect::{Answer, Outcome, ProviderError};
-use crate::relay::meter::PromptSample;
+use crate::relay::meter::PromptHead;
 use crate::relay::refusal::Refusal;
 use crate::relay::route::{Model, Target};
 
@@ -147,7 +147,7 @@ pub(super) struct Answering {
     /// Who answers.
     pub(super) target: Target,
     /// What the prompt's tokens are counted from, should nobody report them.
-    pub(super) prompt: PromptSample,
+    pub(super) prompt: PromptHead,
     /// What they are until then.
     pub(super) prompt_tokens_guess: u64,
     pub(super) answer: Box<dyn Answer + Sync>,
@@ -245,7 +245,7 @@ impl Exchange {
             admitted,
             tape,
             target: candidates.swap_remove(current),
-            prompt: request.prompt_sample(),
+            prompt: request.prompt_head(),
             prompt_tokens_guess: request.input_tokens_estimate(),
             answer,
             is_stream,

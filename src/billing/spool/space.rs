@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-/// The part of the limit that the log may take before it is taken into the file, and its bounds. A larger log is taken in more
-/// rarely, but then waits longer for the disk.
+/// The part of the limit that the log may take before it is taken into the file, and its bounds. A larger log begins anew more rarely;
+/// that is when clients wait for the disk.
 const LOG_PARTS: u64 = 8;
 const LOG_BYTES_MIN: u64 = 64 * 1024;
-const LOG_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The most records that are written together, and the part of the log that they may take.
 const RECORDS_MAX: usize = 1_024;

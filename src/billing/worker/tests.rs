@@ -14,7 +14,7 @@ use crate::billing::recorder::{Opening, Receipt, Recorder, Ticket, Unreported};
 use crate::billing::spool::{place, record};
 use crate::relay::admit::{Hold, Purse, Spending};
 use crate::relay::auth::KeyDigest;
-use crate::relay::meter::{Encoding, NanoUsd, Price, PromptSample, Rates, SampledText};
+use crate::relay::meter::{Encoding, NanoUsd, Price, PromptHead, Rates, SampledText};
 use crate::store::{KeyTerms, NewKey, Settled, SpoolCursor, StoreError};
 
 const BALANCE: i64 = 100_000_000;
@@ -154,7 +154,7 @@ fn unreported() -> Unreported {
     let rates =
         Rates { input: 1_000_000_000, output: 2_000_000_000, cache_read: 0, cache_write_5m: 0, cache_write_1h: 0 };
     Unreported {
-        prompt: Some(PromptSample { text: text.clone(), messages: 1, attachments: 0 }),
+        prompt: Some(PromptHead::new(br#"["tiktoken is great!"]"#, 18, 1, 0)),
         output: text,
         encoding: Encoding::O200k,
         price: Price { base: rates, tiers: Vec::new() },

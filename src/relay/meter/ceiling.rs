@@ -14,9 +14,6 @@ const PARTS: u64 = 64;
 const ESCAPE_WEIGHT: u64 = 32;
 /// What a character written as `\u` and four digits weighs, and each half of a pair.
 const ESCAPED_CHARACTER_WEIGHT: u64 = 96;
-/// Bytes that are summed up at a time; so many of the heaviest fit the sum.
-const BLOCK_BYTES: usize = 64;
-
 /// What a prompt has besides its messages: a template's marks, and what makers add for thinking (some 30 tokens recorded).
 const OPENING_TOKENS: u64 = 48;
 /// What a message has besides its text.
@@ -153,18 +150,32 @@ fn weight(json: &[u8]) -> u64 {
     sum + plain_weight(rest)
 }
 
-/// What text without escapes weighs. Blocks that the compiler turns into vector instructions.
+/// What text without escapes weighs. By a table, four sums at a time: as fast as memory is read, and on any machine.
 fn plain_weight(text: &[u8]) -> u64 {
-    let of_block = |block: &[u8]| block.iter().fold(0u16, |sum, &byte| sum + u16::from(byte_weight(byte)));
-    let blocks = text.chunks_exact(BLOCK_BYTES);
-    let rest = of_block(blocks.remainder());
-    blocks.map(|block| u64::from(of_block(block))).sum::<u64>() + u64::from(rest)
+    const WEIGHTS: [u8; 256] = {
+        let mut weights = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            weights[byte] = byte_weight(byte as u8);
+            byte += 1;
+        }
+        weights
+    };
+    let of = |byte: u64| u64::from(WEIGHTS[usize::from(byte as u8)]);
+    let (words, rest) = text.as_chunks();
+    let mut sums = [0; 4];
+    for word in words {
+        let word = u64::from_le_bytes(*word);
+        for (place, sum) in sums.iter_mut().enumerate() {
+            *sum += of(word >> (8 * place)) + of(word >> (8 * place + 32));
+        }
+    }
+    sums.into_iter().sum::<u64>() + rest.iter().map(|&byte| of(u64::from(byte))).sum::<u64>()
 }
 
 /// What a byte adds: words of small letters have three letters a token or more, capitals begin one, many vocabularies make a token of
 /// each digit, and most signs are one. Of characters outside of ASCII the first byte tells how rare they are in vocabularies.
-#[inline]
-fn byte_weight(byte: u8) -> u8 {
+const fn byte_weight(byte: u8) -> u8 {
     let mut weight = 40;
     weight = if byte == b' ' { 8 } else { weight };
     weight = if byte.wrapping_sub(b'0') < 10 { 64 } else { weight };

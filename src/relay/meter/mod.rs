@@ -15,6 +15,6 @@ pub use decimal::parse_nano_usd;
 pub use document::{TokensDocument, UsageDocument, rfc3339};
 pub use price::{NanoUsd, Price, PriceTier, Rates};
 pub use record::UsageRecord;
-pub use sample::{PromptSample, SAMPLE_BYTES_MAX, SampledText};
+pub use sample::{PromptHead, PromptSample, SAMPLE_BYTES_MAX, SampledText};
 pub use tokenizer::{ATTACHMENT_TOKENS, Encoding};
 pub use usage::Usage;

@@ -61,6 +61,34 @@ pub struct PromptSample {
     pub attachments: u64,
 }
 
+/// The beginning of a request's `messages`, and what is known of all of it: what a sample is made of, if it ever has to be. Most
+/// providers report what they have read, so no request waits for the making.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PromptHead {
+    json: Box<[u8]>,
+    /// Bytes of text in the whole prompt, as sent.
+    pub text_bytes: u64,
+    /// How many messages there are.
+    pub messages: u64,
+    /// Images, sounds and files.
+    pub attachments: u64,
+}
+
+impl PromptHead {
+    /// Keeps the beginning of that raw JSON: a copy, at most [`SAMPLE_BYTES_MAX`].
+    pub fn new(json: &[u8], text_bytes: u64, messages: u64, attachments: u64) -> Self {
+        let json = json[..json.len().min(SAMPLE_BYTES_MAX)].into();
+        Self { json, text_bytes, messages, attachments }
+    }
+
+    /// The sample. Where the beginning has no text, because it is an image's, there is nothing but the length.
+    pub fn sample(&self) -> PromptSample {
+        let mut sample = PromptSample::of_messages(&self.json);
+        sample.text.is_of(self.text_bytes);
+        PromptSample { messages: self.messages, attachments: self.attachments, ..sample }
+    }
+}
+
 impl PromptSample {
     /// Samples a request's `messages`, as raw JSON. All string values are text, except `data:` URIs, the bytes of a sound,
     /// and the names of part types. JSON that breaks off is sampled as far as it goes.

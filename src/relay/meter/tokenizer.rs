@@ -6,6 +6,9 @@ use bpe_openai::{Tokenizer, cl100k_base, o200k_base};
 
 use super::{PromptSample, SampledText};
 
+/// Bytes of text in a token, where there is nothing to count by. English and code are near it.
+const TOKEN_BYTES_USUAL: u64 = 4;
+
 /// What an image (or another attachment) counts as: OpenAI's price for one of 1024 × 1024 pixels at high detail.
 pub const ATTACHMENT_TOKENS: u64 = 765;
 
@@ -42,7 +45,8 @@ impl Encoding {
     pub fn count_sample(self, text: &SampledText) -> u64 {
         let kept = text.sample().len() as u64;
         if kept == 0 {
-            return 0;
+            // Its beginning was not kept, or there is none.
+            return text.total_bytes().div_ceil(TOKEN_BYTES_USUAL);
         }
         let counted = self.count(&unescape(text.sample()));
         let scaled = (u128::from(counted) * u128::from(text.total_bytes())).div_ceil(u128::from(kept));

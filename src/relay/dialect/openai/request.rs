@@ -10,13 +10,11 @@ use bytes::Bytes;
 use super::fields::{Fields, StreamOptions};
 use crate::relay::json::write_string;
 
-use crate::relay::meter::{ATTACHMENT_TOKENS, PromptCeiling, PromptSample};
+use crate::relay::meter::{ATTACHMENT_TOKENS, PromptCeiling, PromptHead};
 use crate::relay::refusal::{Cause, Refusal};
 
 /// Bytes of text that are taken for a token where a quick guess must do. English and code are near it.
 const TOKEN_BYTES: u64 = 4;
-/// How much of a prompt is read again for its sample.
-const SAMPLED_BYTES_MAX: usize = 64 * 1024;
 /// What a message costs besides its text.
 const MESSAGE_TOKENS: u64 = 4;
 
@@ -125,19 +123,10 @@ impl ChatRequest {
     }
 
     /// What the prompt's tokens are counted from if the provider should report none. Bounded, but a copy: take it when the
-    /// body is let go of, not before. Of a long prompt only the beginning is read again; how much there is of it is known.
-    pub fn prompt_sample(&self) -> PromptSample {
-        let messages = self.messages();
-        let read_again = &messages[..messages.len().min(SAMPLED_BYTES_MAX)];
-        let mut sample = PromptSample::of_messages(read_again);
+    /// body is let go of, not before. Tools and schemas are not in it, but counted as part of the prompt.
+    pub fn prompt_head(&self) -> PromptHead {
         let shape = &self.fields.shape;
-        // Tools and schemas are not read again, but they are part of the prompt.
-        sample.text.is_of(shape.text_bytes);
-        if read_again.len() < messages.len() {
-            sample.messages = shape.messages;
-            sample.attachments = shape.attachments;
-        }
-        sample
+        PromptHead::new(self.messages(), shape.text_bytes, shape.messages, shape.attachments)
     }
 
     /// The body to send to a provider that calls the model so: the same bytes, but for the model's name and, in a stream,
