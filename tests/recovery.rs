@@ -74,6 +74,29 @@ fn what_runs_when_the_process_is_killed_is_in_the_ledger_once() {
 }
 
 #[test]
+fn the_audit_names_a_hold_of_a_request_that_is_settled_and_one_that_cannot_be_read() {
+    let upstream = Upstream::polite();
+    let relay = Setup::new(&upstream).start();
+    let answer = relay.chat(&asked(false));
+    relay.usage_of(&answer.request_id());
+    assert_audited(&relay);
+    let spool = Connection::open(relay.folder().join("spool.db")).unwrap();
+    let row = "INSERT INTO open_requests (writer, id, body) SELECT writer, ?1, ?2 FROM writers LIMIT 1";
+    let id = uuid::Uuid::parse_str(&answer.request_id()).unwrap();
+    let body = json!({"account": relay.account.id, "key": "k", "model": MODEL, "started_at_ms": 1, "hold_nano_usd": 7});
+    spool.execute(row, (id.as_bytes(), body.to_string())).unwrap();
+    spool.execute(row, (uuid::Uuid::nil().as_bytes(), "{}")).unwrap();
+    let audit = relay.cli(&["audit", "--json"]);
+    assert!(!audit.status.success());
+    let found: Value = serde_json::from_str(&audit.stdout).unwrap();
+    let expected = json!([
+        {"kind": "hold_unreadable", "id": "?", "stored_nano_usd": 0, "derived_nano_usd": null},
+        {"kind": "hold_settled", "id": answer.request_id(), "stored_nano_usd": 7, "derived_nano_usd": 13_000},
+    ]);
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn a_spool_that_fails_ends_the_process_and_the_next_bills_what_ran() {
     let (first, others) = (Gate::new(), Gate::new());
     let upstream = begins(&first, &others);

@@ -22,6 +22,7 @@ mod debts;
 mod delivery;
 mod elsewhere;
 mod group;
+mod holds;
 mod open_row;
 mod recorder;
 mod scribe;
@@ -41,6 +42,7 @@ use self::delivery::Delivery;
 pub use self::delivery::Ledger;
 pub use self::elsewhere::Elsewhere;
 use self::group::Pace;
+pub use self::holds::{SpooledHold, spooled_holds};
 pub use self::recorder::{
     NotKept, Opening, Progress, RECORDS_MAX, Receipt, Recorder, TICKET_BYTES, Ticket, Unreported,
 };

@@ -1,6 +1,9 @@
 //! Re-derives from the ledger's entries everything that is kept beside them, and names what differs.
 
+use std::collections::HashMap;
+
 use sqlx::SqliteConnection;
+use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::relay::meter::NanoUsd;
@@ -37,6 +40,10 @@ pub enum DifferenceKind {
     KeyMissing,
     /// Batches of a relay's spool never came; what they held is not known.
     SpoolGap,
+    /// A request is in the ledger, and in the spool it runs still and holds credit.
+    HoldSettled,
+    /// A request that runs has a row in the spool that cannot be read.
+    HoldUnreadable,
 }
 
 impl DifferenceKind {
@@ -51,6 +58,8 @@ impl DifferenceKind {
             DifferenceKind::AccountMissing => "account_missing",
             DifferenceKind::KeyMissing => "key_missing",
             DifferenceKind::SpoolGap => "spool_gap",
+            DifferenceKind::HoldSettled => "hold_settled",
+            DifferenceKind::HoldUnreadable => "hold_unreadable",
         }
     }
 }
@@ -118,6 +127,17 @@ impl Store {
             differences.extend(check(&mut transaction, *kind, sql).await?);
         }
         Ok(differences)
+    }
+}
+
+impl Store {
+    /// Which of those requests are in the ledger, and what they cost.
+    pub async fn settled_among(&self, requests: &[Uuid]) -> Result<HashMap<Uuid, NanoUsd>, StoreError> {
+        const SELECT: &str = "SELECT request_id, cost_nano_usd FROM usage_records \
+             WHERE request_id IN (SELECT value FROM json_each($1))";
+        let ids = serde_json::to_string(requests).map_err(|error| sqlx::Error::Encode(error.into()))?;
+        let rows: Vec<(String, i64)> = sqlx::query_as(SELECT).bind(ids).fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().filter_map(|(id, cost)| Some((id.parse().ok()?, NanoUsd(cost)))).collect())
     }
 }
 

@@ -84,6 +84,21 @@ impl SpoolReader {
         Ok(())
     }
 
+    /// The rows of everyone's open requests, with their ids. Of a spool that was never opened by this version, none.
+    pub(in crate::billing) fn all_open_rows(&self, mut each: impl FnMut(&[u8], &str)) -> Result<(), SpoolError> {
+        const IS_THERE: &str = "SELECT COUNT(*) FROM sqlite_schema WHERE name = 'open_requests'";
+        if self.0.query_row(IS_THERE, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(());
+        }
+        let mut select = self.0.prepare_cached("SELECT id, body FROM open_requests")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let id = row.get_ref(0)?.as_bytes_or_null().ok().flatten().unwrap_or_default();
+            each(id, &text(row, 1)?);
+        }
+        Ok(())
+    }
+
     /// A writer's next batch that the ledger does not have, after a number; and which that is not lower than.
     pub(in crate::billing) fn next_batch(&self, writer: &str, after: i64) -> Result<Option<ReadBatch>, SpoolError> {
         const SELECT: &str =
