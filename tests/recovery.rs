@@ -4,13 +4,16 @@
 
 mod support;
 
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
-use support::setup::MODEL;
-use support::upstream::word;
-use support::{Gate, Relay, Request, Setup, Upstream, until};
+use support::setup::{MODEL, PROVIDER_KEY};
+use support::upstream::{finish, usage_chunk, word};
+use support::{Gate, Relay, Request, Reserved, Setup, Upstream, until};
 
 fn asked(stream: bool) -> Value {
     json!({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "Say hello"}]})
@@ -126,4 +129,90 @@ fn a_spool_that_fails_ends_the_process_and_the_next_bills_what_ran() {
     }
     assert_audited(&relay);
     others.open();
+}
+
+/// A second process at the same store and spool, on ports of its own; killed when it is dropped.
+struct Sibling {
+    child: Child,
+    http: SocketAddr,
+    _ports: [Reserved; 3],
+}
+
+impl Sibling {
+    fn beside(relay: &Relay) -> Self {
+        let ports = [(); 3].map(|()| Reserved::new());
+        let mut config = fs::read_to_string(relay.config_path()).unwrap();
+        for (own, other) in [relay.http, relay.admin, relay.metrics].into_iter().zip(&ports) {
+            config = config.replace(&own.to_string(), &other.address.to_string());
+        }
+        fs::write(relay.folder().join("sibling.toml"), config).unwrap();
+        let log = |name: &str| File::create(relay.folder().join(name)).unwrap();
+        let environment = [("UPSTREAM_KEY".to_owned(), PROVIDER_KEY.to_owned())];
+        let child = support::relay::command(relay.folder(), &environment)
+            .args(["serve", "--config", "sibling.toml"])
+            .stdout(log("sibling-stdout.log"))
+            .stderr(log("sibling-stderr.log"))
+            .spawn()
+            .unwrap();
+        let sibling = Self { child, http: ports[0].address, _ports: ports };
+        for port in &sibling._ports {
+            until("the sibling", || Request::get("/readyz").try_send(port.address));
+        }
+        sibling
+    }
+}
+
+impl Drop for Sibling {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_a_living_process_serves_is_a_hold_to_another_and_what_a_dead_one_served_its_to_settle() {
+    let first = Gate::new();
+    let (first_waits, count) = (first.clone(), AtomicU32::new(0));
+    let upstream = Upstream::start(move |request, answer| {
+        let model = &request.json()["model"];
+        answer.begin_events();
+        (0..1500).for_each(|_| answer.event(&word(model, " word")));
+        if count.fetch_add(1, Ordering::SeqCst) == 0 {
+            first_waits.wait();
+        }
+        answer.event(&finish(model));
+        answer.event(&usage_chunk(model, 9, 1500));
+        answer.event("[DONE]");
+        answer.end();
+    });
+    let relay = Setup::new(&upstream).start();
+    // What is left after the first is not enough for the input of a second.
+    let account = relay.account("open", "0.0042");
+    let key = relay.key_of(&account, &[]).key;
+    let body = json!({"model": MODEL, "stream": true, "max_tokens": 2000,
+        "messages": [{"role": "user", "content": "Say hello"}]});
+    let mut connection = Request::chat(&body).key(&key).begin(relay.http);
+    let head = connection.head();
+    assert_eq!(head.status, 200);
+    connection.read_until(" word");
+    wait_for_open_requests(&relay, 1);
+
+    let sibling = Sibling::beside(&relay);
+    let refused = Request::chat(&json!({"model": MODEL, "max_tokens": 500,
+        "messages": [{"role": "user", "content": "word ".repeat(200)}]}));
+    until("the other's hold to count here", || {
+        (refused.clone().key(&key).send(sibling.http).status == 402).then_some(())
+    });
+    assert!(relay.usage().is_empty(), "a living process's request is not settled by another");
+
+    relay.signal("KILL");
+    relay.wait_for_end();
+    let bill = until("the dead process's request to be settled by the one that lives", || {
+        relay.usage().into_iter().find(|row| row["request_id"] == head.request_id())
+    });
+    assert_eq!((&bill["interrupted"], &bill["estimated"], &bill["status"]), (&json!(true), &json!(true), &json!(200)));
+    // The last checkpoint is at a thousand tokens or after.
+    assert!((1000..=1600).contains(&bill["output_tokens"].as_u64().unwrap()), "{bill}");
+    assert_audited(&relay);
+    first.open();
 }
