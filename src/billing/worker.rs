@@ -65,9 +65,9 @@ pub(super) struct Books {
 }
 
 impl<L: Ledger> Worker<L> {
-    /// Works until `shutdown`, and then until every ticket that was given out is recorded or dropped and the ledger has what it can
-    /// take, and the sinks what they can in some seconds; what they cannot take stays in the spool for the next run. Begins with what an earlier run left there. Ends by itself, and
-    /// soon, when the spool has failed.
+    /// Works until `shutdown`, and then until every ticket that was given out is recorded or dropped, the ledger has what it can take,
+    /// and the other sinks what they can in some seconds; what they cannot take stays in the spool for the next run. Begins with what
+    /// an earlier run left there. Ends by itself, and soon, when the spool has failed.
     ///
     /// `observe` sees each record once, when it is durable.
     pub async fn run(self, shutdown: impl Future<Output = ()>, observe: impl Fn(&UsageRecord) + Send + Sync + 'static) {
