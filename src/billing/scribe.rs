@@ -28,6 +28,9 @@ const MEASURED_EVERY_US: u64 = 1_000_000;
 /// It is measured sooner when what was written since is this part of all.
 const MEASURED_PARTS: u64 = 64;
 
+/// How often it is told that the spool is full, while it is.
+const FULL_TOLD_EVERY_US: u64 = 60_000_000;
+
 /// When a write is tried again for which there was no room: after this, twice this, up to the next.
 const RETRY_FIRST_US: u64 = 10_000;
 const RETRY_MAX_US: u64 = 500_000;
@@ -219,6 +222,8 @@ pub(super) struct Scribe<K> {
     log_taker: Option<SyncSender<()>>,
     /// Whether it was told to.
     is_log_told: bool,
+    /// Since when the operator knows that the spool is full.
+    told_full_us: Option<u64>,
 }
 
 /// There was no room.
@@ -243,6 +248,7 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             log_bytes_due,
             log_taker: None,
             is_log_told: false,
+            told_full_us: None,
         }
     }
 
@@ -384,11 +390,29 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
         Ok(())
     }
 
+    /// Says why nothing is sold, and says it again where it lasts.
+    fn tell_if_full(&mut self, now_us: u64) {
+        let is_told = self.told_full_us.is_some_and(|told| now_us.saturating_sub(told) < FULL_TOLD_EVERY_US);
+        if is_told || !self.state.spool_full() {
+            return;
+        }
+        self.told_full_us = Some(now_us);
+        let behind = self.state.behind();
+        let behind: Vec<_> = behind.iter().map(|(sink, records, _)| format!("{sink}: {records} records")).collect();
+        tracing::error!(
+            behind = behind.join(", "),
+            used = self.state.bytes_used(),
+            limit = self.state.bytes_limit(),
+            "the spool is full; nothing more is sold until there is room"
+        );
+    }
+
     fn measure(&mut self, now_us: u64) -> Result<(), SpoolError> {
         self.measured_us = now_us;
         self.bytes_unmeasured = 0;
         self.is_freed = false;
         self.state.set_room(self.file.room()?);
+        self.tell_if_full(now_us);
         Ok(())
     }
 }
