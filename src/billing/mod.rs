@@ -80,10 +80,16 @@ pub enum Durability {
 /// # Errors
 /// When the spool's file cannot be created, or is no spool.
 pub async fn open<L: Ledger>(place: &SpoolPlace, ledger: L) -> Result<(Recorder, Worker<L>), SpoolError> {
-    let state = Arc::new(BillingState::default());
     let found = place.clone();
-    let opening = tokio::task::spawn_blocking(move || Opened::of(&found));
-    let Opened { file, reader, adopted } = opening.await.unwrap_or(Err(SpoolError::Closed))?;
+    let opening = tokio::task::spawn_blocking(move || Opened::of(SpoolFile::open(&found)?, &found));
+    let opened = opening.await.unwrap_or(Err(SpoolError::Closed))?;
+    assemble(opened, place, ledger)
+}
+
+/// Recorder and worker, joined by their inbox.
+fn assemble<L: Ledger>(opened: Opened, place: &SpoolPlace, ledger: L) -> Result<(Recorder, Worker<L>), SpoolError> {
+    let Opened { file, reader, adopted } = opened;
+    let state = Arc::new(BillingState::default());
     state.set_room(file.room()?);
     let own = Arc::clone(file.writer());
     let inbox = Arc::new(Inbox::default());
@@ -106,8 +112,7 @@ struct Opened {
 }
 
 impl Opened {
-    fn of(place: &SpoolPlace) -> Result<Self, SpoolError> {
-        let mut file = SpoolFile::open(place)?;
+    fn of(mut file: SpoolFile, place: &SpoolPlace) -> Result<Self, SpoolError> {
         let reader = SpoolReader::open(&place.path)?;
         let adopted = match file.adopt() {
             Ok(adopted) => adopted,

@@ -162,7 +162,8 @@ impl Inbox {
         (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs), held.is_ending)
     }
 
-    fn abandon(&self) {
+    /// Nothing is written any more: whoever waits is told so.
+    pub(super) fn abandon(&self) {
         let mut held = self.lock();
         held.is_abandoned = true;
         let left = (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs));
@@ -190,7 +191,7 @@ pub(super) struct Kept {
 
 /// Writes the spool, a step at a time. `kept` gets each batch's number and its requests once they are durable.
 pub(super) struct Scribe<K> {
-    file: SpoolFile,
+    pub(super) file: SpoolFile,
     group: Group,
     state: Arc<BillingState>,
     kept: K,
@@ -224,6 +225,30 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             is_freed: false,
             log_bytes_due,
         }
+    }
+
+    /// Looks once what there is, waiting for it as told, and does what is due. Says whether that was all: the inbox ends, and nothing is
+    /// left that can be written.
+    ///
+    /// # Errors
+    /// The file failed, and is not to be touched again.
+    pub(super) fn turn(
+        &mut self,
+        inbox: &Inbox,
+        wait: Option<Duration>,
+        now_us: impl Fn() -> u64,
+    ) -> Result<bool, SpoolError> {
+        let (mut arrived, jobs, is_ending) = inbox.take(wait);
+        for job in jobs {
+            self.run(job)?;
+        }
+        self.step(&mut arrived, now_us())?;
+        Ok(is_ending && (self.due_us().is_none() || self.stall.is_some()))
+    }
+
+    /// Ends the file's use in good order.
+    pub(super) fn close(self) -> Result<(), WriteError> {
+        self.file.close()
     }
 
     /// Takes what has come, and writes what is due: at most one transaction.
@@ -374,7 +399,7 @@ where
         if let Err(error) = work(&inbox, &mut scribe) {
             tracing::error!(%error, "the spool failed; nothing more is sold, and the process is to end");
             state.fail();
-        } else if let Err(error) = scribe.file.close() {
+        } else if let Err(error) = scribe.close() {
             tracing::warn!(%error, "the spool could not be closed in good order; the next start looks what is there");
         }
         inbox.abandon();
@@ -388,12 +413,7 @@ fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Resu
     let now_us = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     loop {
         let wait = scribe.due_us().map(|due| Duration::from_micros(due.saturating_sub(now_us())));
-        let (mut arrived, jobs, is_ending) = inbox.take(wait);
-        for job in jobs {
-            scribe.run(job)?;
-        }
-        scribe.step(&mut arrived, now_us())?;
-        if is_ending && (scribe.due_us().is_none() || scribe.stall.is_some()) {
+        if scribe.turn(inbox, wait, now_us)? {
             return Ok(());
         }
     }

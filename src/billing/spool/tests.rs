@@ -81,6 +81,14 @@ impl SpoolFile {
         self.connection.execute_batch(trigger).unwrap();
     }
 
+    /// Lets every write of that kind to that table fail so, for as long as this is open.
+    pub(in crate::billing) fn break_for_good(&self, kind: &str, table: &str) {
+        let trigger = format!(
+            "CREATE TEMP TRIGGER broken BEFORE {kind} ON main.{table} BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        );
+        self.connection.execute_batch(&trigger).unwrap();
+    }
+
     pub(in crate::billing) fn mend_writes(&self) {
         self.connection.execute_batch("DROP TRIGGER broken").unwrap();
     }
