@@ -25,6 +25,8 @@ mod group;
 mod open_row;
 mod recorder;
 mod scribe;
+#[cfg(test)]
+mod simulation;
 #[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the spool feeds it next"))]
 mod sink;
 mod spool;
