@@ -90,7 +90,7 @@ pub async fn open<L: Ledger>(place: &SpoolPlace, ledger: L) -> Result<(Recorder,
 
 /// Recorder and worker, joined by their inbox.
 fn assemble<L: Ledger>(opened: Opened, place: &SpoolPlace, ledger: L) -> Result<(Recorder, Worker<L>), SpoolError> {
-    let Opened { file, reader, adopted } = opened;
+    let Opened { file, reader, mut adopted } = opened;
     let state = Arc::new(BillingState::default());
     state.set_room(file.room()?);
     let own = Arc::clone(file.writer());
@@ -98,9 +98,9 @@ fn assemble<L: Ledger>(opened: Opened, place: &SpoolPlace, ledger: L) -> Result<
     let (count, uncounted) = mpsc::unbounded_channel();
     let elsewhere = Elsewhere::new(place.path.clone(), Arc::clone(&own), Arc::clone(&state));
     let recorder = Recorder::new(Arc::clone(&inbox), count, elsewhere, Arc::clone(&state));
-    let Adopted { stretches, interrupted, living } = adopted;
+    let interrupted = std::mem::take(&mut adopted.interrupted);
     let books = Arc::new(Books::new(Backlog::new(Arc::clone(&own), Vec::new()), state));
-    books.inherit(Adopted { stretches, interrupted: Vec::new(), living });
+    books.inherit(adopted);
     let delivery = Delivery::new(ledger, Arc::clone(&inbox), reader, Arc::clone(&books), own);
     let worker = Worker { file, inbox, uncounted, interrupted, books, delivery, pace: Pace::default() };
     Ok((recorder, worker))
@@ -118,10 +118,10 @@ impl Opened {
         let reader = SpoolReader::open(&place.path)?;
         let adopted = match file.adopt() {
             Ok(adopted) => adopted,
-            // There is no room for it; it is tried again while there is delivered what makes room.
+            // It cannot be looked what there is; it is tried again. Until then it is owed by whoever owes it.
             Err(spool::WriteError::Stalled(error)) => {
                 tracing::warn!(%error, "what other processes left in the spool cannot be taken over yet");
-                Adopted::default()
+                Adopted { remains: true, ..Adopted::default() }
             }
             Err(spool::WriteError::Broken(error)) => return Err(error),
         };

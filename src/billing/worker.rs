@@ -131,7 +131,7 @@ impl Books {
             self.report();
             self.news.notify_one();
         }
-        self.state.set_others(adopted.living > 0 || self.backlog().has_inherited());
+        self.state.set_others(adopted.living > 0 || adopted.remains || self.backlog().has_inherited());
     }
 
     /// Tells how much waits.

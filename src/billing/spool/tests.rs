@@ -302,6 +302,25 @@ fn without_room_nothing_is_written_and_all_can_be_again() {
 }
 
 #[test]
+fn what_there_is_no_room_to_take_over_is_told_of_and_the_rest_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    SpoolFile::open(&place(&folder)).unwrap().append(&[record(1)]);
+    let mut second = SpoolFile::open(&place(&folder)).unwrap();
+    let opened: Vec<_> = (1_000..1_200).map(|number| open_row(number, None)).collect();
+    second.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
+    drop(second);
+    let mut next = SpoolFile::open(&place(&folder)).unwrap();
+    next.leave_pages(0);
+    for stretches in [1, 0] {
+        let adopted = next.adopt().unwrap();
+        assert_eq!((adopted.stretches.len(), adopted.remains), (stretches, true));
+    }
+    next.leave_pages(1 << 20);
+    let rest = next.adopt().unwrap();
+    assert_eq!((rest.stretches.len(), rest.interrupted.len(), rest.remains), (1, 200, false));
+}
+
+#[test]
 fn what_is_no_want_of_room_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = SpoolFile::open(&place(&folder)).unwrap();
