@@ -30,6 +30,8 @@ mod open_row;
 mod reading;
 mod recorder;
 mod scribe;
+#[cfg(test)]
+mod simulation;
 mod sink;
 mod spool;
 mod state;
@@ -106,8 +108,20 @@ pub async fn open<L: Ledger>(place: &SpoolPlace, ledger: L) -> Result<(Recorder,
         sinks.push(AnySink::open(sink.clone(), &times).await?);
     }
     let found = place.clone();
-    let opening = tokio::task::spawn_blocking(move || Opened::of(&found));
-    let Opened { file, reader, of_sinks, mut adopted } = opening.await.unwrap_or(Err(SpoolError::Closed))?;
+    let opening = tokio::task::spawn_blocking(move || Opened::of(SpoolFile::open(&found)?, &found));
+    let opened = opening.await.unwrap_or(Err(SpoolError::Closed))?;
+    Ok(assemble(opened, place, ledger, sinks, times)?)
+}
+
+/// Recorder and worker, joined by their inbox.
+fn assemble<L: Ledger>(
+    opened: Opened,
+    place: &SpoolPlace,
+    ledger: L,
+    sinks: Vec<AnySink>,
+    times: Times,
+) -> Result<(Recorder, Worker<L>), SpoolError> {
+    let Opened { file, reader, of_sinks, mut adopted } = opened;
     let sink_state = |sink: &AnySink| Arc::new(SinkState::new(sink.name()));
     let state = Arc::new(BillingState::with_sinks(sinks.iter().map(sink_state).collect()));
     state.set_room(file.room()?);
@@ -148,15 +162,14 @@ struct OfSink {
 }
 
 impl Opened {
-    fn of(place: &SpoolPlace) -> Result<Self, SpoolError> {
-        let mut file = SpoolFile::open(place)?;
+    fn of(mut file: SpoolFile, place: &SpoolPlace) -> Result<Self, SpoolError> {
         let reader = SpoolReader::open(&place.path)?;
         let adopted = match file.adopt() {
             Ok(adopted) => adopted,
-            // There is no room for it; it is tried again while there is delivered what makes room.
+            // It cannot be looked what there is; it is tried again. Until then it is owed by whoever owes it.
             Err(spool::WriteError::Stalled(error)) => {
                 tracing::warn!(%error, "what other processes left in the spool cannot be taken over yet");
-                Adopted::default()
+                Adopted { remains: true, ..Adopted::default() }
             }
             Err(spool::WriteError::Broken(error)) => return Err(error),
         };

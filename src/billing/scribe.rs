@@ -179,7 +179,8 @@ impl Inbox {
         (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs), held.is_ending)
     }
 
-    fn abandon(&self) {
+    /// Nothing is written any more: whoever waits is told so.
+    pub(super) fn abandon(&self) {
         let mut held = self.lock();
         held.is_abandoned = true;
         let left = (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs));
@@ -207,7 +208,7 @@ pub(super) struct Kept {
 
 /// Writes the spool, a step at a time. `kept` gets each batch's number and its requests once they are durable.
 pub(super) struct Scribe<K> {
-    file: SpoolFile,
+    pub(super) file: SpoolFile,
     group: Group,
     state: Arc<BillingState>,
     kept: K,
@@ -218,6 +219,8 @@ pub(super) struct Scribe<K> {
     is_freed: bool,
     /// The log is taken in when it is this large.
     log_bytes_due: u64,
+    /// Requests that have come to be finished so far.
+    finished: u64,
     /// Who does most of that before, from the time when the log is half as large.
     log_taker: Option<SyncSender<()>>,
     /// Whether it was told to.
@@ -246,10 +249,35 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             bytes_unmeasured: 0,
             is_freed: false,
             log_bytes_due,
+            finished: 0,
             log_taker: None,
             is_log_told: false,
             told_full_us: None,
         }
+    }
+
+    /// Looks once what there is, waiting for it as told, and does what is due. Says whether that was all: the inbox ends, and nothing is
+    /// left that can be written.
+    ///
+    /// # Errors
+    /// The file failed, and is not to be touched again.
+    pub(super) fn turn(
+        &mut self,
+        inbox: &Inbox,
+        wait: Option<Duration>,
+        now_us: impl Fn() -> u64,
+    ) -> Result<bool, SpoolError> {
+        let (mut arrived, jobs, is_ending) = inbox.take(wait);
+        for job in jobs {
+            self.run(job)?;
+        }
+        self.step(&mut arrived, now_us())?;
+        Ok(is_ending && (self.due_us().is_none() || self.stall.is_some()))
+    }
+
+    /// Ends the file's use in good order.
+    pub(super) fn close(self) -> Result<(), WriteError> {
+        self.file.close()
     }
 
     /// Takes what has come, and writes what is due: at most one transaction.
@@ -261,6 +289,7 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             // The log could not be taken in.
             return Err(SpoolError::Closed);
         }
+        self.finished += arrived.finished.len() as u64;
         self.group.take(arrived, now_us);
         if self.due_us().is_some_and(|due| due <= now_us) {
             self.write(now_us)?;
@@ -429,7 +458,7 @@ where
         if let Err(error) = work(&inbox, &mut scribe) {
             tracing::error!(%error, "the spool failed; nothing more is sold, and the process is to end");
             state.fail();
-        } else if let Err(error) = scribe.file.close() {
+        } else if let Err(error) = scribe.close() {
             tracing::warn!(%error, "the spool could not be closed in good order; the next start looks what is there");
         }
         inbox.abandon();
@@ -474,22 +503,14 @@ fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Resu
             inbox.gather();
         }
         let wait = scribe.due_us().map(|due| Duration::from_micros(due.saturating_sub(now_us())));
-        let (mut arrived, jobs, is_ending) = inbox.take(wait);
-        let has_finished = !arrived.finished.is_empty();
-        for job in jobs {
-            scribe.run(job)?;
-        }
-        scribe.step(&mut arrived, now_us())?;
-        if has_finished {
-            let now_us = now_us();
-            is_busy = now_us.saturating_sub(last_us) < BUSY_WITHIN_US;
-            last_us = now_us;
-        } else {
-            is_busy = false;
-        }
-        if is_ending && (scribe.due_us().is_none() || scribe.stall.is_some()) {
+        let finished = scribe.finished;
+        if scribe.turn(inbox, wait, now_us)? {
             return Ok(());
         }
+        let now_us = now_us();
+        let has_finished = scribe.finished > finished;
+        is_busy = has_finished && now_us.saturating_sub(last_us) < BUSY_WITHIN_US;
+        last_us = if has_finished { now_us } else { last_us };
     }
 }
 

@@ -74,13 +74,9 @@ impl<L: Ledger> Worker<L> {
         let Self { file, inbox, uncounted, interrupted, books, mut delivery, fed, times, pace } = self;
         let observe = Arc::new(observe);
         interrupted.iter().for_each(|record| observe(record));
-        let group = Group::new(pace, file.sizes().records_max);
-        let (kept_in, seen_by) = (Arc::clone(&books), Arc::clone(&observe));
+        let seen_by = Arc::clone(&observe);
+        let scribe = scribe_of(file, pace, &books, move |record| seen_by(record));
         let state = Arc::clone(&books.state);
-        let scribe = Scribe::new(file, group, Arc::clone(&state), move |number, kept: Vec<Kept>| {
-            kept.iter().for_each(|kept| seen_by(&kept.record));
-            kept_in.kept(number, kept);
-        });
         let written = match scribe::start(Arc::clone(&inbox), scribe) {
             Ok(written) => written,
             Err(error) => {
@@ -100,6 +96,21 @@ impl<L: Ledger> Worker<L> {
         inbox.end();
         let _ = written.await;
     }
+}
+
+/// The one who writes the spool, and tells the books of what is durable.
+pub(super) fn scribe_of(
+    file: SpoolFile,
+    pace: Pace,
+    books: &Arc<Books>,
+    seen_by: impl Fn(&UsageRecord) + Send + 'static,
+) -> Scribe<impl FnMut(i64, Vec<Kept>) + Send + 'static> {
+    let group = Group::new(pace, file.sizes().records_max);
+    let kept_in = Arc::clone(books);
+    Scribe::new(file, group, Arc::clone(&books.state), move |number, kept: Vec<Kept>| {
+        kept.iter().for_each(|kept| seen_by(&kept.record));
+        kept_in.kept(number, kept);
+    })
 }
 
 impl Books {
@@ -147,7 +158,7 @@ impl Books {
                 feed.inherit(of_sink.map(|(_, stretch)| stretch.clone()));
             }
         }
-        self.state.set_others(adopted.living > 0 || self.backlog().has_inherited());
+        self.state.set_others(adopted.living > 0 || adopted.remains || self.backlog().has_inherited());
     }
 
     /// Tells how much waits.

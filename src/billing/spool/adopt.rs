@@ -25,11 +25,13 @@ pub(in crate::billing) struct Adopted {
     pub(in crate::billing) dead: usize,
     /// How many other processes live.
     pub(in crate::billing) living: usize,
+    /// There is more, for which there was no room: it is owed, and to be asked for again.
+    pub(in crate::billing) remains: bool,
 }
 
 impl SpoolFile {
     /// Takes over what dead processes left. Their open requests become records as of their last checkpoints; their batches are from
-    /// now on this process's to deliver, for as long as it lives.
+    /// now on this process's to deliver, for as long as it lives. Where there is no room for all of it, it takes over what it can.
     pub(in crate::billing) fn adopt(&mut self) -> Result<Adopted, WriteError> {
         const OTHERS: &str = "SELECT writer, legacy FROM writers WHERE writer <> ?1 ORDER BY writer";
         let others = {
@@ -43,9 +45,18 @@ impl SpoolFile {
             if self.inherited.contains_key(&writer) {
                 continue;
             }
-            match WriterLock::take(&self.path, &writer)? {
-                Some(lock) => self.inherit(writer, legacy, lock, &mut adopted)?,
-                None => adopted.living += 1,
+            let Some(lock) = WriterLock::take(&self.path, &writer)? else {
+                adopted.living += 1;
+                continue;
+            };
+            match self.inherit(writer, legacy, lock, &mut adopted) {
+                // Those before it are this process's now, and nobody is told of them again.
+                Err(WriteError::Stalled(error)) => {
+                    tracing::warn!(%error, "what other processes left in the spool cannot be taken over yet");
+                    adopted.remains = true;
+                    break;
+                }
+                inherited => inherited?,
             }
         }
         Ok(adopted)

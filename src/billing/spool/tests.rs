@@ -90,6 +90,14 @@ impl SpoolFile {
         self.connection.execute_batch(trigger).unwrap();
     }
 
+    /// Lets every write of that kind to that table fail so, for as long as this is open.
+    pub(in crate::billing) fn break_for_good(&self, kind: &str, table: &str) {
+        let trigger = format!(
+            "CREATE TEMP TRIGGER broken BEFORE {kind} ON main.{table} BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        );
+        self.connection.execute_batch(&trigger).unwrap();
+    }
+
     pub(in crate::billing) fn mend_writes(&self) {
         self.connection.execute_batch("DROP TRIGGER broken").unwrap();
     }
@@ -374,6 +382,25 @@ fn without_room_nothing_is_written_and_all_can_be_again() {
     spool.took(LEDGER, &writer, 1);
     assert_eq!(spool.commit(writes).unwrap().number, Some(2), "no number is left out");
     assert_eq!(spool.numbers(), [2]);
+}
+
+#[test]
+fn what_there_is_no_room_to_take_over_is_told_of_and_the_rest_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    SpoolFile::open(&place(&folder)).unwrap().append(&[record(1)]);
+    let mut second = SpoolFile::open(&place(&folder)).unwrap();
+    let opened: Vec<_> = (1_000..1_200).map(|number| open_row(number, None)).collect();
+    second.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
+    drop(second);
+    let mut next = SpoolFile::open(&place(&folder)).unwrap();
+    next.leave_pages(0);
+    for stretches in [1, 0] {
+        let adopted = next.adopt().unwrap();
+        assert_eq!((adopted.stretches.len(), adopted.remains), (stretches, true));
+    }
+    next.leave_pages(1 << 20);
+    let rest = next.adopt().unwrap();
+    assert_eq!((rest.stretches.len(), rest.interrupted.len(), rest.remains), (1, 200, false));
 }
 
 #[test]
