@@ -47,7 +47,7 @@ pub(super) struct Billed {
 
 pub(super) struct Books {
     pub(super) fault: Fault,
-    /// The last call was answered.
+    /// The last call was answered, well or not.
     pub(super) answered: bool,
     seq: i64,
     pub(super) balances: BTreeMap<Box<str>, Sum>,
@@ -118,6 +118,7 @@ impl Ledger for SimLedger {
     ) -> Result<Vec<Settled>, StoreError> {
         let fault = self.books().fault;
         if fault == Fault::Before {
+            self.books().answered = true;
             return Err(sqlx::Error::PoolTimedOut.into());
         }
         let real = match self.store() {
@@ -130,10 +131,10 @@ impl Ledger for SimLedger {
             let wrong = format!("the store says {real:?}, and the model {settled:?}");
             books.wrong.push(wrong);
         }
+        books.answered = true;
         if fault == Fault::After {
             return Err(sqlx::Error::PoolTimedOut.into());
         }
-        books.answered = true;
         Ok(settled)
     }
 }

@@ -332,9 +332,11 @@ impl Process {
     }
 
     fn hear_receipts(&mut self, world: &mut World) {
+        let (number, is_broken) = (self.number, self.is_broken());
         self.waiting.retain_mut(|(request, kept)| match poll(kept) {
             Poll::Pending => true,
             Poll::Ready(kept) => {
+                assert!(kept.is_ok() || is_broken, "p{number} lives, and could not keep r{request}");
                 world.requests[*request].is_acknowledged = kept.is_ok();
                 false
             }

@@ -7,10 +7,10 @@ use super::disk::{self, Files};
 use super::ledger::{Fault, SimLedger};
 use super::process::Process;
 use super::world::{End, Key, Log, Request, World};
-use crate::billing::{Durability, Opening, Progress, SpoolPlace, Ticket, Unreported};
+use crate::billing::{Durability, Opening, Progress, SpoolPlace, Ticket};
 use crate::relay::admit::Hold;
 use crate::relay::auth::KeyDigest;
-use crate::relay::meter::{Encoding, NanoUsd, Price, PromptHead, Rates, SampledText, Usage, UsageRecord};
+use crate::relay::meter::{NanoUsd, Usage, UsageRecord};
 use crate::relay::refusal::Cause;
 use crate::store::{KeyTerms, NewKey, Store};
 
@@ -250,7 +250,7 @@ impl<'a> Simulation<'a> {
             request.costs.insert(cost);
             ticket.finish(record, None)
         } else {
-            let unreported = unreported(&mut self.world);
+            let unreported = self.world.unreported();
             ticket.finish(record, Some(unreported))
         };
         self.processes[place].ended(number, receipt, is_counted);
@@ -408,11 +408,15 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn retire(&mut self, place: usize) {
+    fn serve_all(&mut self, place: usize) {
         while !self.processes[place].live.is_empty() {
             self.finish_one(place);
         }
         while self.processes[place].count(&mut self.world).is_some() {}
+    }
+
+    fn retire(&mut self, place: usize) {
+        self.serve_all(place);
         let process = self.processes.remove(place);
         self.world.log(|| format!("p{} ends in good order", process.number));
         process.end(&mut self.world, self.runtime);
@@ -428,7 +432,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Everyone ends, and a last process, to which nothing happens, delivers all that there is.
+    /// Everyone ends, and a last process, to which nothing happens, serves a little and delivers all that there is.
     pub(super) fn finish_all(&mut self) {
         (self.pages, self.is_ledger_down) = (None, false);
         self.processes.iter().for_each(|process| process.leave_pages(1 << 20));
@@ -444,6 +448,8 @@ impl<'a> Simulation<'a> {
             self.check();
         }
         self.begin();
+        (0..3).for_each(|_| self.admit(0));
+        self.serve_all(0);
         self.ledger.books().fault = Fault::None;
         let mut idle = 0;
         for _ in 0..1_000 {
@@ -471,6 +477,10 @@ impl<'a> Simulation<'a> {
             let balance = self.ledger.books().balances[id].amount;
             assert_eq!(last.purses[account].available().0, balance, "a{account} may spend what it has");
         }
+        for (key, spending) in self.world.keys.iter().zip(&last.spendings) {
+            let spent = self.ledger.books().spent.get(&key.id).map_or(0, |spent| spent.amount);
+            assert_eq!(spending.spent().0, spent, "{} has spent", key.id);
+        }
         let last = self.processes.remove(0);
         last.end(&mut self.world, self.runtime);
         let left = disk::rows_left(&self.place.path);
@@ -479,22 +489,5 @@ impl<'a> Simulation<'a> {
             assert_eq!(self.runtime.block_on(store.audit()).unwrap(), []);
             self.runtime.block_on(store.close());
         }
-    }
-}
-
-/// A little text at a nano-USD a token.
-fn unreported(world: &mut World) -> Unreported {
-    let text = |words: i64| {
-        let mut text = SampledText::new();
-        (0..words).for_each(|_| text.push(b"word "));
-        text
-    };
-    let prompt = format!("[\"{}\"]", "word ".repeat(usize::try_from(world.chance.between(1, 9)).unwrap()));
-    let rates = Rates { input: 1_000_000, output: 1_000_000, cache_read: 0, cache_write_5m: 0, cache_write_1h: 0 };
-    Unreported {
-        prompt: Some(PromptHead::new(prompt.as_bytes(), prompt.len() as u64 - 4, 1, 0)),
-        output: text(world.chance.between(0, 60)),
-        encoding: Encoding::Cl100k,
-        price: Price { base: rates, tiers: Vec::new() },
     }
 }

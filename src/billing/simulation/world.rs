@@ -8,6 +8,8 @@ use uuid::Uuid;
 use super::chance::Chance;
 use super::ledger::{Billed, Books, SimLedger};
 use super::process::Process;
+use crate::billing::Unreported;
+use crate::relay::meter::{Encoding, Price, PromptHead, Rates, SampledText};
 
 /// What has happened so far, for whoever has to find out why.
 pub(super) type Log = Arc<Mutex<Vec<String>>>;
@@ -79,6 +81,23 @@ impl World {
     pub(super) fn log(&self, line: impl FnOnce() -> String) {
         let line = format!("{:>11} us  {}", self.now_us, line());
         self.log.lock().unwrap().push(line);
+    }
+
+    /// A little text at a nano-USD a token.
+    pub(super) fn unreported(&mut self) -> Unreported {
+        let text = |words: i64| {
+            let mut text = SampledText::new();
+            (0..words).for_each(|_| text.push(b"word "));
+            text
+        };
+        let prompt = format!("[\"{}\"]", "word ".repeat(usize::try_from(self.chance.between(1, 9)).unwrap()));
+        let rates = Rates { input: 1_000_000, output: 1_000_000, cache_read: 0, cache_write_5m: 0, cache_write_1h: 0 };
+        Unreported {
+            prompt: Some(PromptHead::new(prompt.as_bytes(), prompt.len() as u64 - 4, 1, 0)),
+            output: text(self.chance.between(0, 60)),
+            encoding: Encoding::Cl100k,
+            price: Price { base: rates, tiers: Vec::new() },
+        }
     }
 
     pub(super) fn admitted(&mut self, request: Request) -> usize {
