@@ -18,11 +18,17 @@
 //!
 //! Absent: threads, and the relay's sockets; the tests below `tests/` have those.
 
+#[cfg(test)]
 mod chance;
+#[cfg(test)]
 mod disk;
+#[cfg(test)]
 mod ledger;
+#[cfg(test)]
 mod process;
+#[cfg(test)]
 mod run;
+#[cfg(test)]
 mod world;
 
 use std::panic::AssertUnwindSafe;

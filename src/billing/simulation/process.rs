@@ -165,7 +165,7 @@ impl Process {
             self.deliver(runtime);
         }
         if turned.is_ok() && self.scribe.is_quiet() {
-            world.rows_are_removed(self.number);
+            world.all_is_written(self.number);
         }
         turned
     }

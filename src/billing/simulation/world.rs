@@ -46,6 +46,8 @@ pub(super) struct Request {
     pub(super) costs: BTreeSet<i64>,
     /// What has passed, at the last checkpoint.
     pub(super) passed: i64,
+    /// There was a row of it.
+    pub(super) is_written: bool,
     pub(super) end: End,
     /// Its client was told that it is kept.
     pub(super) is_acknowledged: bool,
@@ -110,10 +112,17 @@ impl World {
         self.dead.insert(process);
     }
 
-    /// Nothing waits to be written by that process.
-    pub(super) fn rows_are_removed(&mut self, process: usize) {
-        for request in self.requests.iter_mut().filter(|request| request.by == process && request.end == End::Dropped) {
-            request.end = End::Gone;
+    /// Nothing waits to be written by that process: what runs has a row that says what passed, what was given up has none.
+    pub(super) fn all_is_written(&mut self, process: usize) {
+        for request in self.requests.iter_mut().filter(|request| request.by == process) {
+            match request.end {
+                End::None => {
+                    request.is_written = true;
+                    request.costs.retain(|cost| *cost >= request.passed);
+                }
+                End::Dropped => request.end = End::Gone,
+                End::Finished(_) | End::Gone => {}
+            }
         }
     }
 
@@ -164,12 +173,16 @@ impl World {
         }
     }
 
-    /// Everything that was acknowledged is billed.
+    /// Everything that was acknowledged is billed at its cost, and everything else of which there was a row at some cost.
     pub(super) fn check_acknowledged(&self, ledger: &SimLedger) {
         let books = ledger.books();
         for (number, request) in self.requests.iter().enumerate().filter(|(_, request)| request.is_acknowledged) {
             let billed = books.billed.get(&request.id).map(|billed| End::Finished(billed.cost));
             assert_eq!(billed, Some(request.end), "r{number} was acknowledged");
+        }
+        for (number, request) in self.requests.iter().enumerate().filter(|(_, request)| request.is_written) {
+            let is_given_up = matches!(request.end, End::Dropped | End::Gone);
+            assert!(is_given_up || books.billed.contains_key(&request.id), "r{number} was in the spool, and is lost");
         }
     }
 
