@@ -55,6 +55,8 @@ fn a_stream_that_begins_with_an_error_is_tried_elsewhere() {
     assert_eq!((answer.status, first.count(), second.count()), (200, 1, 1), "{}", answer.text());
     assert_eq!(answer.events().last().map(String::as_str), Some("[DONE]"));
     assert_eq!(relay.usage_of(&answer.request_id())["provider"], "second");
+    let labels = [("provider", "first"), ("outcome", "error_event")];
+    assert!(relay.metric("tollgate_upstream_attempts_total", &labels) > 0.5);
 
     let (_only, relay) = alone(script);
     let answer = relay.chat(&streamed());
@@ -72,6 +74,25 @@ fn a_stream_that_ends_before_it_says_anything_is_tried_elsewhere() {
     });
     assert_eq!(relay.chat(&streamed()).status, 200);
     assert_eq!(second.count(), 1);
+}
+
+#[test]
+fn a_stream_cut_before_it_says_anything_is_no_stale_connection() {
+    let (first, second, relay) = pair(|request, answer| {
+        if request.json()["stream"] != true {
+            return answer.politely(request);
+        }
+        answer.begin_events();
+        answer.chunk(b": PROCESSING\n\n");
+        answer.cut();
+    });
+    // Its connection is kept.
+    assert_eq!(relay.chat(&hello()).status, 200);
+    assert_eq!(relay.chat(&streamed()).status, 200);
+    assert_eq!((first.count(), second.count(), first.connections()), (2, 1, 1));
+    let outcomes =
+        |outcome| relay.metric("tollgate_upstream_attempts_total", &[("provider", "first"), ("outcome", outcome)]);
+    assert!(outcomes("broken") > 0.5 && outcomes("stale") < 0.5);
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Relay {
                 return Ok(passed);
             }
         };
-        dispatch.failure = Some(self.refused(dispatch, ERROR_STATUS, told)?);
+        dispatch.failure = Some(self.refused(dispatch, "error_event", ERROR_STATUS, told)?);
         Error::e_explain(OPENED_BADLY, "the stream began with an error").map_err(Error::into_up)
     }
 }

@@ -166,7 +166,9 @@ impl ProxyHttp for Relay {
                 Err(retry) => retry,
             };
         }
-        let stale = reused && !overdue && !dispatch.tape.has_head_passed() && dispatch.redial();
+        // A connection that has brought a head was not stale.
+        let has_answered = dispatch.opening.is_some() || dispatch.tape.has_head_passed();
+        let stale = reused && !overdue && !has_answered && dispatch.redial();
         let again = match (overdue, stale) {
             (false, true) => {
                 self.attempt(dispatch.provider(), "stale");
@@ -207,7 +209,7 @@ impl ProxyHttp for Relay {
         let mut refused = Refused::new(status, retry_after_ms);
         if !upstream::body_decides(status) {
             let error = dialect::read_error(dispatch.dialect(), status, b"", retry_after_ms);
-            self.refused(dispatch, status, error)?;
+            self.refused(dispatch, &status.to_string(), status, error)?;
             refused.is_final = true;
         }
         // It is read first: a quota that is used up says the same as an hour that is busy, but for its words.

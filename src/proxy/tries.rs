@@ -208,12 +208,21 @@ impl Relay {
     /// What a refusal, as far as it was read, means. An error where another upstream is asked next.
     pub(super) fn judge_refusal(&self, dispatch: &mut Dispatch, refused: &Refused) -> Result<ProviderError> {
         let error = dialect::read_error(dispatch.dialect(), refused.status, refused.body(), refused.retry_after_ms);
-        if refused.is_final { Ok(error) } else { self.refused(dispatch, refused.status, error) }
+        if refused.is_final {
+            return Ok(error);
+        }
+        self.refused(dispatch, &refused.status.to_string(), refused.status, error)
     }
 
-    /// Counts a refusal. An error where another upstream is asked next.
-    pub(super) fn refused(&self, dispatch: &mut Dispatch, status: u16, error: ProviderError) -> Result<ProviderError> {
-        self.attempt(dispatch.provider(), &status.to_string());
+    /// Counts a refusal, as that outcome. An error where another upstream is asked next.
+    pub(super) fn refused(
+        &self,
+        dispatch: &mut Dispatch,
+        outcome: &str,
+        status: u16,
+        error: ProviderError,
+    ) -> Result<ProviderError> {
+        self.attempt(dispatch.provider(), outcome);
         let (verdict, again) = upstream::judge(status, &error);
         if matches!(verdict, Verdict::CredentialRefused | Verdict::ModelRefused) {
             let credential = dispatch.stop.as_ref().map_or(0, |stop| stop.credential + 1);
