@@ -1,15 +1,16 @@
 //! From the spool into the ledger.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
 
 use super::backlog::{Next, Parcel};
+use super::reading::Reading;
 use super::scribe::Inbox;
-use super::spool::{Acknowledged, LEDGER, ReadBack, SpoolError, SpoolReader, Stretch};
+use super::spool::{Acknowledged, LEDGER, SpoolError};
 use super::worker::Books;
 use crate::relay::meter::UsageRecord;
 use crate::store::{Settled, SpoolCursor, Store, StoreError};
@@ -63,7 +64,7 @@ pub(super) struct Delivery<L> {
     ledger: L,
     inbox: Arc<Inbox>,
     /// Reads what memory does not hold, beside who writes.
-    reader: Arc<Mutex<SpoolReader>>,
+    reading: Reading,
     books: Arc<Books>,
     own: Arc<str>,
     /// What could not be delivered yet.
@@ -72,9 +73,8 @@ pub(super) struct Delivery<L> {
 }
 
 impl<L: Ledger> Delivery<L> {
-    pub(super) fn new(ledger: L, inbox: Arc<Inbox>, reader: SpoolReader, books: Arc<Books>, own: Arc<str>) -> Self {
-        let reader = Arc::new(Mutex::new(reader));
-        Self { ledger, inbox, reader, books, own, in_hand: None, retry_first: RETRY_FIRST }
+    pub(super) fn new(ledger: L, inbox: Arc<Inbox>, reading: Reading, books: Arc<Books>, own: Arc<str>) -> Self {
+        Self { ledger, inbox, reading, books, own, in_hand: None, retry_first: RETRY_FIRST }
     }
 
     /// Delivers until it is `ending` and nothing is left, or what is left cannot be delivered.
@@ -145,36 +145,13 @@ impl<L: Ledger> Delivery<L> {
                 Next::Parcel(parcel) => return Ok(Some(parcel)),
                 Next::Read(stretch) => stretch,
             };
-            let read = self.read(&stretch).await?;
+            let read = self.reading.read(&stretch, DELIVERY_RECORDS_MAX).await?;
             let numbers = read.first().zip(read.last());
-            let mut records = Vec::new();
-            for batch in read.batches {
-                if let Some(unreadable) = batch.unreadable {
-                    let (writer, number) = (Arc::clone(&stretch.writer), batch.number);
-                    tracing::error!(
-                        batch = %format_args!("{writer}/{number}"),
-                        "spooled records cannot be read; they are put aside, unbilled, in the table unreadable_batches"
-                    );
-                    let readable = batch.records.clone();
-                    let job = move |file: &mut super::spool::SpoolFile| {
-                        file.put_aside(&writer, number, &readable, &unreadable)
-                    };
-                    self.inbox.ask(job).await?;
-                }
-                records.extend(batch.records);
-            }
+            let records = read.batches.into_iter().flat_map(|batch| batch.records).collect();
             if let Some(parcel) = self.books.backlog().advance(&stretch, numbers, records) {
                 return Ok(Some(parcel));
             }
         }
-    }
-
-    async fn read(&self, stretch: &Stretch) -> Result<ReadBack, SpoolError> {
-        let (reader, stretch) = (Arc::clone(&self.reader), stretch.clone());
-        let reading = tokio::task::spawn_blocking(move || {
-            reader.lock().unwrap_or_else(PoisonError::into_inner).read(&stretch, DELIVERY_RECORDS_MAX)
-        });
-        reading.await.unwrap_or(Err(SpoolError::Closed))
     }
 
     /// Enters records into the ledger, and takes them off the purses that they were charged to.

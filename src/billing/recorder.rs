@@ -23,6 +23,9 @@ pub const RECORDS_MAX: usize = 65_536;
 /// batch of its own, and what is left free around them.
 pub const TICKET_BYTES: u64 = 2_048;
 
+/// The same with names of some length. Who has less room than this is as good as full: what fits may not be what comes.
+pub(super) const LONG_TICKET_BYTES: u64 = 2 * TICKET_BYTES;
+
 /// How often a name is reckoned to be written: in the row, in the record, and escaped.
 const NAMES_WRITTEN: u64 = 4;
 
@@ -57,9 +60,9 @@ impl Recorder {
         Some(Ticket { place, hold })
     }
 
-    /// Whether a ticket would be given now.
+    /// Whether a ticket would be given now, whatever the names of the request.
     pub fn is_open(&self) -> bool {
-        self.state.can_record(TICKET_BYTES)
+        self.state.can_record(LONG_TICKET_BYTES)
     }
 
     /// How billing is doing.

@@ -28,6 +28,9 @@ const MEASURED_EVERY_US: u64 = 1_000_000;
 /// It is measured sooner when what was written since is this part of all.
 const MEASURED_PARTS: u64 = 64;
 
+/// How often it is told that the spool is full, while it is.
+const FULL_TOLD_EVERY_US: u64 = 60_000_000;
+
 /// When a write is tried again for which there was no room: after this, twice this, up to the next.
 const RETRY_FIRST_US: u64 = 10_000;
 const RETRY_MAX_US: u64 = 500_000;
@@ -176,7 +179,8 @@ impl Inbox {
         (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs), held.is_ending)
     }
 
-    fn abandon(&self) {
+    /// Nothing is written any more: whoever waits is told so.
+    pub(super) fn abandon(&self) {
         let mut held = self.lock();
         held.is_abandoned = true;
         let left = (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs));
@@ -204,7 +208,7 @@ pub(super) struct Kept {
 
 /// Writes the spool, a step at a time. `kept` gets each batch's number and its requests once they are durable.
 pub(super) struct Scribe<K> {
-    file: SpoolFile,
+    pub(super) file: SpoolFile,
     group: Group,
     state: Arc<BillingState>,
     kept: K,
@@ -215,10 +219,14 @@ pub(super) struct Scribe<K> {
     is_freed: bool,
     /// The log is taken in when it is this large.
     log_bytes_due: u64,
+    /// Requests that have come to be finished so far.
+    finished: u64,
     /// Who does most of that before, from the time when the log is half as large.
     log_taker: Option<SyncSender<()>>,
     /// Whether it was told to.
     is_log_told: bool,
+    /// Since when the operator knows that the spool is full.
+    told_full_us: Option<u64>,
 }
 
 /// There was no room.
@@ -241,9 +249,35 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             bytes_unmeasured: 0,
             is_freed: false,
             log_bytes_due,
+            finished: 0,
             log_taker: None,
             is_log_told: false,
+            told_full_us: None,
         }
+    }
+
+    /// Looks once what there is, waiting for it as told, and does what is due. Says whether that was all: the inbox ends, and nothing is
+    /// left that can be written.
+    ///
+    /// # Errors
+    /// The file failed, and is not to be touched again.
+    pub(super) fn turn(
+        &mut self,
+        inbox: &Inbox,
+        wait: Option<Duration>,
+        now_us: impl Fn() -> u64,
+    ) -> Result<bool, SpoolError> {
+        let (mut arrived, jobs, is_ending) = inbox.take(wait);
+        for job in jobs {
+            self.run(job)?;
+        }
+        self.step(&mut arrived, now_us())?;
+        Ok(is_ending && (self.due_us().is_none() || self.stall.is_some()))
+    }
+
+    /// Ends the file's use in good order.
+    pub(super) fn close(self) -> Result<(), WriteError> {
+        self.file.close()
     }
 
     /// Takes what has come, and writes what is due: at most one transaction.
@@ -255,6 +289,7 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             // The log could not be taken in.
             return Err(SpoolError::Closed);
         }
+        self.finished += arrived.finished.len() as u64;
         self.group.take(arrived, now_us);
         if self.due_us().is_some_and(|due| due <= now_us) {
             self.write(now_us)?;
@@ -384,11 +419,29 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
         Ok(())
     }
 
+    /// Says why nothing is sold, and says it again where it lasts.
+    fn tell_if_full(&mut self, now_us: u64) {
+        let is_told = self.told_full_us.is_some_and(|told| now_us.saturating_sub(told) < FULL_TOLD_EVERY_US);
+        if is_told || !self.state.spool_full() {
+            return;
+        }
+        self.told_full_us = Some(now_us);
+        let behind = self.state.behind();
+        let behind: Vec<_> = behind.iter().map(|(sink, records, _)| format!("{sink}: {records} records")).collect();
+        tracing::error!(
+            behind = behind.join(", "),
+            used = self.state.bytes_used(),
+            limit = self.state.bytes_limit(),
+            "the spool is full; nothing more is sold until there is room"
+        );
+    }
+
     fn measure(&mut self, now_us: u64) -> Result<(), SpoolError> {
         self.measured_us = now_us;
         self.bytes_unmeasured = 0;
         self.is_freed = false;
         self.state.set_room(self.file.room()?);
+        self.tell_if_full(now_us);
         Ok(())
     }
 }
@@ -405,7 +458,7 @@ where
         if let Err(error) = work(&inbox, &mut scribe) {
             tracing::error!(%error, "the spool failed; nothing more is sold, and the process is to end");
             state.fail();
-        } else if let Err(error) = scribe.file.close() {
+        } else if let Err(error) = scribe.close() {
             tracing::warn!(%error, "the spool could not be closed in good order; the next start looks what is there");
         }
         inbox.abandon();
@@ -450,22 +503,14 @@ fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Resu
             inbox.gather();
         }
         let wait = scribe.due_us().map(|due| Duration::from_micros(due.saturating_sub(now_us())));
-        let (mut arrived, jobs, is_ending) = inbox.take(wait);
-        let has_finished = !arrived.finished.is_empty();
-        for job in jobs {
-            scribe.run(job)?;
-        }
-        scribe.step(&mut arrived, now_us())?;
-        if has_finished {
-            let now_us = now_us();
-            is_busy = now_us.saturating_sub(last_us) < BUSY_WITHIN_US;
-            last_us = now_us;
-        } else {
-            is_busy = false;
-        }
-        if is_ending && (scribe.due_us().is_none() || scribe.stall.is_some()) {
+        let finished = scribe.finished;
+        if scribe.turn(inbox, wait, now_us)? {
             return Ok(());
         }
+        let now_us = now_us();
+        let has_finished = scribe.finished > finished;
+        is_busy = has_finished && now_us.saturating_sub(last_us) < BUSY_WITHIN_US;
+        last_us = if has_finished { now_us } else { last_us };
     }
 }
 

@@ -14,6 +14,7 @@
 mod adopt;
 mod lock;
 mod log;
+mod park;
 mod read;
 mod space;
 mod tables;
@@ -197,11 +198,13 @@ impl SpoolFile {
         let writer: Arc<str> = Uuid::now_v7().simple().to_string().into();
         // Before there is any row of it.
         let lock = WriterLock::take(&place.path, &writer)?.ok_or(SpoolError::Closed)?;
-        let sinks = std::iter::once(LEDGER.into()).chain(place.sinks.iter().cloned()).collect::<Vec<Box<str>>>();
+        let configured = place.sinks.iter().map(|sink| sink.name.clone());
+        let sinks = std::iter::once(LEDGER.into()).chain(configured).collect::<Vec<Box<str>>>();
         let opening = in_transaction(&connection, || {
             tables::migrate(&connection)?;
             connection.execute("INSERT INTO writers (writer, legacy) VALUES (?1, 0)", [&*writer])?;
             forget_other_sinks(&connection, &sinks)?;
+            remember_sinks(&connection, &writer, &sinks)?;
             Ok(())
         });
         opening.map_err(|error| match error {
@@ -248,15 +251,7 @@ impl SpoolFile {
             self.acknowledge(writes.acknowledged)
         })?;
         self.number = number.unwrap_or(self.number);
-        for (writer, places) in trimmed.cursors {
-            self.cursors.insert(writer, places);
-        }
-        for writer in trimmed.emptied {
-            self.cursors.remove(&writer);
-            if let Some(lock) = self.inherited.remove(&writer) {
-                lock.remove();
-            }
-        }
+        self.has_trimmed(trimmed);
         Ok(Committed { number, log_bytes: self.log_bytes() })
     }
 
@@ -349,7 +344,6 @@ impl SpoolFile {
     fn acknowledge(&self, acknowledged: &[Acknowledged]) -> Result<Trimmed, SpoolError> {
         const MOVE: &str = "INSERT INTO cursors (sink, writer, number) VALUES (?1, ?2, ?3)
             ON CONFLICT (sink, writer) DO UPDATE SET number = excluded.number";
-        const TRIM: &str = "DELETE FROM batches WHERE writer = ?1 AND number <= ?2";
         let mut trimmed = Trimmed::default();
         for Acknowledged { sink, writer, last } in acknowledged {
             let Some(place) = self.sinks.iter().position(|name| **name == **sink) else { continue };
@@ -359,13 +353,12 @@ impl SpoolFile {
                 trimmed.cursors.insert(Arc::clone(writer), cursors);
                 continue;
             }
-            let lowest = |cursors: &[i64]| cursors.iter().copied().min().unwrap_or(0);
             let before = lowest(&cursors);
             cursors[place] = *last;
             self.connection.prepare_cached(MOVE)?.execute(params![&**sink, &**writer, last])?;
             let low = lowest(&cursors);
             if low > before {
-                self.connection.prepare_cached(TRIM)?.execute(params![&**writer, low])?;
+                trim(&self.connection, writer, low)?;
                 if self.inherited.contains_key(writer) && self.is_empty_of(writer)? {
                     forget(&self.connection, writer)?;
                     trimmed.emptied.push(Arc::clone(writer));
@@ -374,6 +367,19 @@ impl SpoolFile {
             trimmed.cursors.insert(Arc::clone(writer), cursors);
         }
         Ok(trimmed)
+    }
+
+    /// What was acknowledged is committed.
+    fn has_trimmed(&mut self, trimmed: Trimmed) {
+        for (writer, places) in trimmed.cursors {
+            self.cursors.insert(writer, places);
+        }
+        for writer in trimmed.emptied {
+            self.cursors.remove(&writer);
+            if let Some(lock) = self.inherited.remove(&writer) {
+                lock.remove();
+            }
+        }
     }
 
     fn is_empty_of(&self, writer: &str) -> rusqlite::Result<bool> {
@@ -427,6 +433,18 @@ fn keep_unreadable(connection: &Connection, writer: &str, number: i64, unreadabl
     Ok(())
 }
 
+/// What every sink has.
+fn lowest(cursors: &[i64]) -> i64 {
+    cursors.iter().copied().min().unwrap_or(0)
+}
+
+/// Removes what every sink has.
+fn trim(connection: &Connection, writer: &str, lowest: i64) -> rusqlite::Result<()> {
+    const TRIM: &str = "DELETE FROM batches WHERE writer = ?1 AND number <= ?2";
+    connection.prepare_cached(TRIM)?.execute(params![writer, lowest])?;
+    Ok(())
+}
+
 /// Nothing is left of a writer.
 fn forget(connection: &Connection, writer: &str) -> rusqlite::Result<()> {
     connection.prepare_cached("DELETE FROM cursors WHERE writer = ?1")?.execute([writer])?;
@@ -446,8 +464,17 @@ fn forget_other_sinks(connection: &Connection, sinks: &[Box<str>]) -> rusqlite::
     Ok(())
 }
 
+/// So that whoever starts without one of them can say so, though it never took anything.
+fn remember_sinks(connection: &Connection, writer: &str, sinks: &[Box<str>]) -> rusqlite::Result<()> {
+    let mut remember = connection.prepare_cached("INSERT INTO cursors (sink, writer, number) VALUES (?1, ?2, 0)")?;
+    for sink in sinks {
+        remember.execute(params![&**sink, writer])?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
-pub(super) use self::tests::{open_row, place, record};
+pub(super) use self::tests::{open_row, place, record, sink};
 
 #[cfg(test)]
 mod tests;

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use tokio::sync::{Notify, watch};
 
-use super::recorder::RECORDS_MAX;
+use super::recorder::{LONG_TICKET_BYTES, RECORDS_MAX};
 use super::sink::SinkState;
-use super::spool::Room;
+use super::spool::{LEDGER, Room};
 
 /// Of so many parts of the spool's room one is kept for what is under way: a removal takes room before it gives any.
 const KEPT_FREE_PARTS: u64 = 20;
@@ -49,9 +49,10 @@ impl BillingState {
         fits && !self.is_refusing() && self.tickets.load(Ordering::Relaxed) < RECORDS_MAX as u64
     }
 
-    /// Whether the spool holds as much as it may, or the disk as much as it can.
+    /// Whether the spool holds as much as it may, or the disk as much as it can, so that no request can be taken.
     pub fn spool_full(&self) -> bool {
-        self.spool_stalled.load(Ordering::Relaxed) || !self.fits(self.bytes_reserved.load(Ordering::Relaxed))
+        let reserved = self.bytes_reserved.load(Ordering::Relaxed);
+        self.is_stalled() || !self.fits(reserved.saturating_add(LONG_TICKET_BYTES))
     }
 
     /// Whether the spool could not be written, for another reason than want of room. It stays so: what a system failed to write
@@ -114,6 +115,16 @@ impl BillingState {
     /// How the sinks besides the ledger are doing.
     pub fn sinks(&self) -> &[Arc<SinkState>] {
         &self.sinks
+    }
+
+    /// Who most of what is in the spool waits for, the ledger included: name, records, and when the oldest that waits ended.
+    pub fn behind(&self) -> Vec<(&str, u64, Option<i64>)> {
+        let ledger = (LEDGER, self.spooled(), self.oldest_ms());
+        let sinks = self.sinks.iter().map(|sink| (sink.name(), sink.kept(), sink.oldest_ms()));
+        let mut all: Vec<_> = std::iter::once(ledger).chain(sinks).collect();
+        let most = all.iter().map(|(_, records, _)| *records).max().unwrap_or(0);
+        all.retain(|(_, records, _)| *records > most / 2);
+        all
     }
 
     /// Keeps room for a request; `None` where it could not be billed.
@@ -233,21 +244,35 @@ mod tests {
 
     #[test]
     fn room_is_kept_for_those_who_run() {
-        let state = with_room(300, 1_000);
-        let first = state.reserve(400).unwrap();
-        assert!(!state.can_record(300) && state.can_record(249));
-        assert!(state.reserve(300).is_none());
-        assert_eq!(state.bytes_reserved(), 400, "who was refused keeps nothing");
+        let state = with_room(30_000, 100_000);
+        let first = state.reserve(40_000).unwrap();
+        assert!(!state.can_record(30_000) && state.can_record(24_900));
+        assert!(state.reserve(30_000).is_none());
+        assert_eq!(state.bytes_reserved(), 40_000, "who was refused keeps nothing");
         drop(first);
-        let _second = state.reserve(600).unwrap();
+        let _second = state.reserve(60_000).unwrap();
         assert!(!state.spool_full());
-        state.add_used(50);
+        state.add_used(5_000);
         assert!(state.spool_full());
+    }
+
+    #[test]
+    fn who_is_behind_is_who_the_spool_is_full_of() {
+        let sinks = ["file", "webhook", "parks"].map(|name| Arc::new(SinkState::new(name)));
+        let state = BillingState::with_sinks(sinks.to_vec());
+        assert_eq!(state.behind(), []);
+        state.set_spooled(40, Some(9));
+        assert_eq!(state.behind(), [("ledger", 40, Some(9))]);
+        let [file, webhook, parks] = &sinks;
+        file.set_waiting(30, Some(8));
+        webhook.set_waiting(7_000, Some(1));
+        parks.set_aside(5_000);
+        assert_eq!(state.behind(), [("webhook", 7_000, Some(1)), ("parks", 5_000, None)]);
     }
 
     #[tokio::test]
     async fn nothing_is_given_out_by_what_is_closed_stalled_or_failed() {
-        let state = with_room(0, 1_000);
+        let state = with_room(0, 100_000);
         state.set_spool_stalled(true);
         assert!(state.reserve(1).is_none() && state.spool_full());
         state.set_spool_stalled(false);
@@ -257,7 +282,7 @@ mod tests {
         drop(out);
         state.until_tickets_are_in().await;
 
-        let state = with_room(0, 1_000);
+        let state = with_room(0, 100_000);
         state.fail();
         state.until_failed().await;
         assert!(state.reserve(1).is_none() && !state.can_record(1));

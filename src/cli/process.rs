@@ -1,5 +1,7 @@
 //! What the commands that run the relay set up first.
 
+use std::time::Duration;
+
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
@@ -12,6 +14,9 @@ const LOGGED: &str = "info,sqlx=warn";
 /// What becomes of requests is logged where it is decided.
 const KEPT_QUIET: [&str; 6] =
     ["pingora_core=warn", "pingora_proxy=error", "h2=warn", "rustls=warn", "ureq=warn", "ureq_proto=warn"];
+
+/// How long threads that block may take at the end.
+const LAST_THREADS_MAX: Duration = Duration::from_secs(1);
 
 /// Diagnostics go to stderr.
 pub(super) fn log_to_stderr() {
@@ -27,6 +32,12 @@ pub(super) fn log_to_stderr() {
 /// The runtime of what outlives requests: billing and the watch over the store.
 pub(super) fn runtime() -> Result<Runtime, Failure> {
     Ok(Builder::new_multi_thread().worker_threads(2).thread_name("background").enable_all().build()?)
+}
+
+/// Ends it. Whoever did not answer in time holds a thread for half a minute more, which is not waited for: it is asked again at the
+/// next start.
+pub(super) fn end(runtime: Runtime) {
+    runtime.shutdown_timeout(LAST_THREADS_MAX);
 }
 
 pub(super) fn open_store(runtime: &Runtime, url: &str) -> Result<Store, Failure> {

@@ -67,6 +67,7 @@ impl Quickstart {
             Err(Failure(message)) => output::error(&message),
         };
         let served = proxy::serve(Arc::clone(&live), store.clone(), &runtime, started);
+        process::end(runtime);
         served.map_err(|error| match error {
             ServeError::Listen { .. } => format!("{error}; --listen, --admin and --metrics choose other addresses"),
             error => error.to_string(),

@@ -20,7 +20,9 @@ impl Serve {
         let live = Arc::new(Live::new(path, Providers::All, loaded));
         let runtime = process::runtime()?;
         let store = process::open_store(&runtime, &live.load().store.url)?;
-        proxy::serve(live, store, &runtime, || tracing::info!("serving"))?;
+        let served = proxy::serve(live, store, &runtime, || tracing::info!("serving"));
+        process::end(runtime);
+        served?;
         Ok(ExitCode::SUCCESS)
     }
 }

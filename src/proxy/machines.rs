@@ -9,7 +9,7 @@ use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
 use super::{Shared, time_text};
-use crate::admin::{self, Now, Question, Readiness, Reply};
+use crate::admin::{self, Behind, Now, Question, Readiness, Reply};
 use crate::billing::SinkState;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{ProviderHealth, Standing};
@@ -36,6 +36,7 @@ impl ServeHttp for AdminListener {
                 .collect(),
             billing_open: self.0.recorder.is_open(),
             billing_failed: self.0.recorder.state().failed(),
+            billing_behind: self.0.billing_behind(),
             draining: self.0.draining.load(Ordering::Relaxed),
         };
         let path = session.req_header().uri.path();
@@ -138,6 +139,17 @@ impl Shared {
 }
 
 impl Shared {
+    /// Who keeps the spool full, and why nothing is sold.
+    fn billing_behind(&self) -> Vec<Behind> {
+        let billing = self.recorder.state();
+        if !billing.spool_full() {
+            return Vec::new();
+        }
+        let seconds = |oldest_ms: Option<i64>| oldest_ms.map_or(0, |at| self.seconds_since(at));
+        let behind = billing.behind().into_iter();
+        behind.map(|(sink, records, oldest)| Behind { sink: sink.into(), records, seconds: seconds(oldest) }).collect()
+    }
+
     fn seconds_since(&self, unix_ms: i64) -> u64 {
         u64::try_from(self.clock.unix_ms().saturating_sub(unix_ms) / 1000).unwrap_or(0)
     }

@@ -35,7 +35,7 @@ use super::machines::{AdminListener, MetricsListener};
 use super::phases::{KEEP_ALIVE_SECONDS, Relay};
 use super::resolve::Resolver;
 use super::{Shared, settle};
-use crate::billing::{self, SpoolPlace};
+use crate::billing::{self, SinkPlace, SpoolPlace};
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::relay::route::RetryBudget;
@@ -79,7 +79,7 @@ pub enum ServeError {
         /// What the system says.
         error: std::io::Error,
     },
-    /// The spool or the store cannot be opened.
+    /// The spool, a sink or the store cannot be opened.
     #[error("{0}")]
     Billing(String),
     /// The spool failed while the relay ran. What it holds settles at the next start.
@@ -102,9 +102,6 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
     let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
 
-    if let Some(sink) = snapshot.billing.sinks.first() {
-        return Err(ServeError::Billing(format!("the sink {} is not fed yet; remove [[billing.sink]]", sink.name)));
-    }
     let (recorder, worker) = runtime
         .block_on(billing::open(&spool_place(&snapshot.billing), store.clone()))
         .map_err(|error| ServeError::Billing(error.to_string()))?;
@@ -184,8 +181,20 @@ fn spool_place(config: &config::BillingConfig) -> SpoolPlace {
             config::Durability::Process => billing::Durability::Process,
             config::Durability::Power => billing::Durability::Power,
         },
-        sinks: Vec::new(),
+        sinks: config.sinks.iter().map(sink_place).collect(),
     }
+}
+
+fn sink_place(config: &config::SinkConfig) -> SinkPlace {
+    let target = match config.target.clone() {
+        config::SinkTarget::Webhook { url, key, authorization, source } => {
+            billing::SinkTarget::Webhook { url, key, authorization, source }
+        }
+        config::SinkTarget::File { path, bytes_max, files_max } => {
+            billing::SinkTarget::File { path, bytes_max, files_max: Some(files_max).filter(|files| *files > 0) }
+        }
+    };
+    SinkPlace { name: config.name.clone(), target }
 }
 
 fn reloaded(metrics: Arc<Metrics>) -> impl Fn(&Result<Reloaded, Vec<Mistake>>) {
@@ -384,7 +393,7 @@ fn wait_for_the_end(shared: &Shared, pingora_ended: &Receiver<()>) {
     }
 }
 
-/// Brings everything that was recorded into the ledger, or at least into the spool.
+/// Brings everything that was recorded into the ledger and the sinks, or at least into the spool.
 fn flush(runtime: &Handle, end_billing: oneshot::Sender<()>, billing_done: JoinHandle<()>) {
     let _ = end_billing.send(());
     if runtime.block_on(billing_done).is_err() {

@@ -77,12 +77,17 @@ pub struct Upstream {
 impl Upstream {
     /// Listens, and runs the script for each request, in the thread of its connection.
     pub fn start(script: impl Fn(&Received, &mut Answer) + Send + Sync + 'static) -> Self {
-        Self::listen(Box::new(script), None)
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), script)
+    }
+
+    /// As [`Upstream::start`], at an address that is free.
+    pub fn start_at(address: SocketAddr, script: impl Fn(&Received, &mut Answer) + Send + Sync + 'static) -> Self {
+        Self::listen(address, Box::new(script), None)
     }
 
     /// As [`Upstream::start`], behind TLS.
     pub fn start_tls(tls: Arc<ServerConfig>, script: impl Fn(&Received, &mut Answer) + Send + Sync + 'static) -> Self {
-        Self::listen(Box::new(script), Some(tls))
+        Self::listen((Ipv4Addr::LOCALHOST, 0).into(), Box::new(script), Some(tls))
     }
 
     /// A provider that answers each chat with "Hello there", streamed or not as it was asked to.
@@ -90,8 +95,8 @@ impl Upstream {
         Self::start(|request, answer| answer.politely(request))
     }
 
-    fn listen(script: Box<Script>, tls: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    fn listen(address: SocketAddr, script: Box<Script>, tls: Option<Arc<ServerConfig>>) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             script,

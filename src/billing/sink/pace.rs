@@ -32,6 +32,17 @@ impl Times {
         Self { unix_ms: Arc::new(unix_ms), below: Arc::new(below) }
     }
 
+    /// The machine's clock, and no pauses but those that are asked for.
+    #[cfg(test)]
+    pub(in crate::billing) fn without_pauses() -> Self {
+        Self { below: Arc::new(|_| Duration::ZERO), ..Self::real() }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub(in crate::billing) fn now_ms(&self) -> i64 {
+        (self.unix_ms)()
+    }
+
     /// How long to wait after so many failures in a row: by chance, so that relays that failed together do not come back together,
     /// and never less than the receiver asked for.
     pub(super) fn pause_after(&self, failures: u32, asked: Option<Duration>) -> Duration {

@@ -223,7 +223,7 @@ impl<S: Sink, Q: Source> Runner<S, Q> {
     }
 
     fn now_ms(&self) -> i64 {
-        (self.times.unix_ms)()
+        self.times.now_ms()
     }
 }
 

@@ -60,6 +60,11 @@ impl SinkState {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Records that the spool keeps for it alone, or with others: all that it has not taken.
+    pub fn kept(&self) -> u64 {
+        self.waiting().saturating_add(self.aside())
+    }
+
     /// When the request ended that has waited the longest, in Unix milliseconds; `None` where none waits.
     pub fn oldest_ms(&self) -> Option<i64> {
         Some(self.oldest_ms.load(Ordering::Relaxed)).filter(|at| *at != 0)

@@ -6,24 +6,32 @@ use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use super::lock::WriterLock;
-use super::{SpoolError, SpoolFile, Stretch, WriteError, forget, in_transaction, insert_batch, keep_unreadable};
+use super::{
+    SpoolError, SpoolFile, Stretch, WriteError, forget, in_transaction, insert_batch, keep_unreadable, lowest, trim,
+};
 use crate::billing::open_row;
 use crate::relay::meter::UsageRecord;
 
 /// What was left by processes that are dead.
 #[derive(Debug, Default)]
 pub(in crate::billing) struct Adopted {
-    /// Batches to be delivered.
+    /// Batches that the ledger does not have.
     pub(in crate::billing) stretches: Vec<Stretch>,
+    /// Batches that another sink does not have, with its place in the configuration.
+    pub(in crate::billing) of_sinks: Vec<(usize, Stretch)>,
     /// What has become a record now, and is in those batches.
     pub(in crate::billing) interrupted: Vec<UsageRecord>,
+    /// How many processes that is.
+    pub(in crate::billing) dead: usize,
     /// How many other processes live.
     pub(in crate::billing) living: usize,
+    /// There is more, for which there was no room: it is owed, and to be asked for again.
+    pub(in crate::billing) remains: bool,
 }
 
 impl SpoolFile {
     /// Takes over what dead processes left. Their open requests become records as of their last checkpoints; their batches are from
-    /// now on this process's to deliver, for as long as it lives.
+    /// now on this process's to deliver, for as long as it lives. Where there is no room for all of it, it takes over what it can.
     pub(in crate::billing) fn adopt(&mut self) -> Result<Adopted, WriteError> {
         const OTHERS: &str = "SELECT writer, legacy FROM writers WHERE writer <> ?1 ORDER BY writer";
         let others = {
@@ -37,9 +45,18 @@ impl SpoolFile {
             if self.inherited.contains_key(&writer) {
                 continue;
             }
-            match WriterLock::take(&self.path, &writer)? {
-                Some(lock) => self.inherit(writer, legacy, lock, &mut adopted)?,
-                None => adopted.living += 1,
+            let Some(lock) = WriterLock::take(&self.path, &writer)? else {
+                adopted.living += 1;
+                continue;
+            };
+            match self.inherit(writer, legacy, lock, &mut adopted) {
+                // Those before it are this process's now, and nobody is told of them again.
+                Err(WriteError::Stalled(error)) => {
+                    tracing::warn!(%error, "what other processes left in the spool cannot be taken over yet");
+                    adopted.remains = true;
+                    break;
+                }
+                inherited => inherited?,
             }
         }
         Ok(adopted)
@@ -58,31 +75,37 @@ impl SpoolFile {
         let heir_lock = WriterLock::take(&self.path, &heir)?.ok_or(SpoolError::Closed)?;
         let found = in_transaction(&self.connection, || {
             let interrupted = self.end_open_requests(&writer, &heir)?;
-            let of_heir = stretch(&self.connection, &heir, false)?;
-            let left = stretch(&self.connection, &writer, legacy)?;
+            let of_heir = Left::of(&self.connection, &heir, false, vec![0; self.sinks.len()])?;
+            let cursors = self.cursors_of(&writer)?;
+            // A sink that is configured no more may have been the only one that did not have them.
+            trim(&self.connection, &writer, lowest(&cursors))?;
+            let left = Left::of(&self.connection, &writer, legacy, cursors)?;
             if left.is_none() {
                 forget(&self.connection, &writer)?;
             }
-            let cursors = self.cursors_of(&writer)?;
-            Ok((interrupted, of_heir, left, cursors))
+            Ok((interrupted, of_heir, left))
         });
-        let (interrupted, of_heir, left, cursors) = match found {
+        let (interrupted, of_heir, left) = match found {
             Ok(found) => found,
             Err(error) => {
                 heir_lock.remove();
                 return Err(error.into());
             }
         };
-        tracing::info!(%writer, interrupted = interrupted.len(), left = left.as_ref().map_or(0, |left| left.records),
+        adopted.dead += 1;
+        tracing::info!(%writer, interrupted = interrupted.len(), left = left.as_ref().map_or(0, Left::records),
             "a process ended without having delivered what it spooled; that is done now");
-        for (stretch, lock, cursors) in [(left, lock, cursors), (of_heir, heir_lock, vec![0; self.sinks.len()])] {
-            let Some(stretch) = stretch else {
+        for (writer, left, lock) in [(writer, left, lock), (heir, of_heir, heir_lock)] {
+            let Some(Left { cursors, stretches }) = left else {
                 lock.remove();
                 continue;
             };
-            self.cursors.insert(Arc::clone(&stretch.writer), cursors);
-            self.inherited.insert(Arc::clone(&stretch.writer), lock);
-            adopted.stretches.push(stretch);
+            self.cursors.insert(Arc::clone(&writer), cursors);
+            self.inherited.insert(writer, lock);
+            let mut stretches = stretches.into_iter();
+            adopted.stretches.extend(stretches.next().flatten());
+            let of_sinks = stretches.enumerate().filter_map(|(sink, stretch)| Some((sink, stretch?)));
+            adopted.of_sinks.extend(of_sinks);
         }
         adopted.interrupted.extend(interrupted);
         Ok(())
@@ -127,12 +150,38 @@ impl SpoolFile {
     }
 }
 
-/// What batches a writer has.
-fn stretch(connection: &Connection, writer: &Arc<str>, legacy: bool) -> rusqlite::Result<Option<Stretch>> {
+/// What is left of a writer.
+struct Left {
+    /// How far each of the sinks is; the ledger is the first.
+    cursors: Vec<i64>,
+    /// What each of them does not have.
+    stretches: Vec<Option<Stretch>>,
+}
+
+impl Left {
+    /// `None` where there are no batches.
+    fn of(
+        connection: &Connection,
+        writer: &Arc<str>,
+        legacy: bool,
+        cursors: Vec<i64>,
+    ) -> rusqlite::Result<Option<Self>> {
+        let stretches = cursors.iter().map(|cursor| stretch(connection, writer, legacy, *cursor));
+        let stretches = stretches.collect::<rusqlite::Result<Vec<_>>>()?;
+        Ok(stretches.iter().any(Option::is_some).then_some(Self { cursors, stretches }))
+    }
+
+    fn records(&self) -> u64 {
+        self.stretches.iter().flatten().map(|stretch| stretch.records).max().unwrap_or(0)
+    }
+}
+
+/// What batches a writer has above a number.
+fn stretch(connection: &Connection, writer: &Arc<str>, legacy: bool, after: i64) -> rusqlite::Result<Option<Stretch>> {
     const STRETCH: &str = "SELECT MIN(number) - 1, MAX(number), SUM(records), MIN(oldest_ms)
-        FROM batches WHERE writer = ?1 HAVING COUNT(*) > 0";
+        FROM batches WHERE writer = ?1 AND number > ?2 HAVING COUNT(*) > 0";
     let mut select = connection.prepare_cached(STRETCH)?;
-    let mut rows = select.query([&**writer])?;
+    let mut rows = select.query(params![&**writer, after])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some(Stretch {
         writer: Arc::clone(writer),

@@ -45,7 +45,7 @@ impl WriterLock {
     }
 }
 
-fn path_of(spool: &Path, writer: &str) -> PathBuf {
+pub(super) fn path_of(spool: &Path, writer: &str) -> PathBuf {
     let mut name = spool.as_os_str().to_owned();
     // Whatever the file says, this is a name and no path.
     let writer = writer.replace(|letter: char| !letter.is_ascii_alphanumeric(), "_");

@@ -32,6 +32,15 @@ impl ReadBack {
         self.batches.first().map(|batch| batch.number)
     }
 
+    /// Without the last batches, so many that there are no more records than that, or one batch.
+    pub(in crate::billing) fn within(mut self, records_max: usize) -> Self {
+        let mut records: usize = self.batches.iter().map(|batch| batch.records.len()).sum();
+        while records > records_max && self.batches.len() > 1 {
+            records -= self.batches.pop().map_or(0, |batch| batch.records.len());
+        }
+        self
+    }
+
     /// The last batch; `None` where the stretch is at its end.
     pub(in crate::billing) fn last(&self) -> Option<i64> {
         self.batches.last().map(|batch| batch.number)
@@ -42,6 +51,10 @@ impl SpoolReader {
     pub(in crate::billing) fn open(path: &Path) -> Result<Self, SpoolError> {
         let failed = |source| SpoolError::Open { path: path.to_owned(), source };
         Ok(Self(tables::reading(path).map_err(failed)?))
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.0
     }
 
     /// The stretch's oldest batches: at least one where there is one, and no more once there are `records_max` records, or once
@@ -120,7 +133,7 @@ impl SpoolReader {
 }
 
 /// A column as text, whatever has become of it: what is no text any more is to be put aside, not lost.
-fn text<'a>(row: &'a Row<'_>, column: usize) -> Result<Cow<'a, str>, SpoolError> {
+pub(super) fn text<'a>(row: &'a Row<'_>, column: usize) -> Result<Cow<'a, str>, SpoolError> {
     let value = row.get_ref(column)?;
     Ok(String::from_utf8_lossy(value.as_bytes_or_null().ok().flatten().unwrap_or_default()))
 }

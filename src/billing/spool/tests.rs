@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::billing::open_row::{self, Facts};
 use crate::billing::recorder::Progress;
+use crate::billing::sink::{Parked, SinkPlace, SinkTarget};
 use crate::relay::meter::{NanoUsd, Usage};
 
 pub(in crate::billing) fn place(folder: &tempfile::TempDir) -> SpoolPlace {
@@ -13,6 +14,14 @@ pub(in crate::billing) fn place(folder: &tempfile::TempDir) -> SpoolPlace {
         bytes_max: u64::MAX,
         durability: crate::billing::Durability::Process,
         sinks: Vec::new(),
+    }
+}
+
+/// A sink of which only the name matters.
+pub(in crate::billing) fn sink(name: &str) -> SinkPlace {
+    SinkPlace {
+        name: name.into(),
+        target: SinkTarget::File { path: "/dev/null".into(), bytes_max: 1, files_max: None },
     }
 }
 
@@ -81,6 +90,14 @@ impl SpoolFile {
         self.connection.execute_batch(trigger).unwrap();
     }
 
+    /// Lets every write of that kind to that table fail so, for as long as this is open.
+    pub(in crate::billing) fn break_for_good(&self, kind: &str, table: &str) {
+        let trigger = format!(
+            "CREATE TEMP TRIGGER broken BEFORE {kind} ON main.{table} BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        );
+        self.connection.execute_batch(&trigger).unwrap();
+    }
+
     pub(in crate::billing) fn mend_writes(&self) {
         self.connection.execute_batch("DROP TRIGGER broken").unwrap();
     }
@@ -128,7 +145,7 @@ fn keeps_batches_in_order_until_they_are_taken() {
 #[test]
 fn a_batch_goes_when_every_sink_has_it() {
     let folder = tempfile::tempdir().unwrap();
-    let place = SpoolPlace { sinks: vec!["file".into(), "hook".into()], ..place(&folder) };
+    let place = SpoolPlace { sinks: vec![sink("file"), sink("hook")], ..place(&folder) };
     let mut spool = SpoolFile::open(&place).unwrap();
     let writer = Arc::clone(spool.writer());
     (1..=4).for_each(|number| assert!(spool.append(&[record(number)]) > 0));
@@ -140,11 +157,85 @@ fn a_batch_goes_when_every_sink_has_it() {
     assert_eq!(spool.numbers(), [3, 4]);
     drop(spool);
     // The hook is configured no more, the file knows what it has.
-    let mut next = SpoolFile::open(&SpoolPlace { sinks: vec!["file".into()], ..place }).unwrap();
+    let mut next = SpoolFile::open(&SpoolPlace { sinks: vec![sink("file")], ..place }).unwrap();
     let left = next.adopt().unwrap().stretches;
-    assert_eq!((left.len(), left[0].after, left[0].last), (1, 2, 4));
+    assert_eq!((left.len(), left[0].after, left[0].last), (1, 3, 4));
+    assert_eq!(next.numbers(), [4], "nobody waits for the third any more");
     next.took(LEDGER, &writer, 4);
     assert_eq!(next.numbers(), [0; 0], "nobody holds it back");
+}
+
+#[test]
+fn what_only_a_removed_sink_waits_for_goes_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let with_hook = SpoolPlace { sinks: vec![sink("hook")], ..place(&folder) };
+    let mut spool = SpoolFile::open(&with_hook).unwrap();
+    let writer = Arc::clone(spool.writer());
+    (1..=3).for_each(|number| assert!(spool.append(&[record(number)]) > 0));
+    spool.took(LEDGER, &writer, 3);
+    assert_eq!(spool.numbers(), [1, 2, 3]);
+    drop(spool);
+    let mut next = SpoolFile::open(&place(&folder)).unwrap();
+    let adopted = next.adopt().unwrap();
+    assert_eq!((adopted.dead, adopted.stretches.len(), adopted.of_sinks.len()), (1, 0, 0));
+    assert_eq!(next.numbers(), [0; 0]);
+    assert!(next.inherited.is_empty() && !lock::path_of(&next.path, &writer).exists());
+}
+
+#[test]
+fn each_sink_inherits_what_it_does_not_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = SpoolPlace { sinks: vec![sink("file"), sink("hook")], ..place(&folder) };
+    let mut spool = SpoolFile::open(&place).unwrap();
+    let writer = Arc::clone(spool.writer());
+    (1..=3).for_each(|number| assert!(spool.append(&[record(number), record(100 + number)]) > 0));
+    spool.took(LEDGER, &writer, 3);
+    spool.took("hook", &writer, 1);
+    drop(spool);
+    let mut next = SpoolFile::open(&place).unwrap();
+    let adopted = next.adopt().unwrap();
+    assert_eq!(adopted.stretches, [], "the ledger has all");
+    let of_sinks: Vec<_> =
+        adopted.of_sinks.iter().map(|(sink, left)| (*sink, left.after, left.last, left.records)).collect();
+    assert_eq!(of_sinks, [(0, 0, 3, 6), (1, 1, 3, 4)]);
+    next.took("file", &writer, 3);
+    assert_eq!(next.numbers(), [2, 3]);
+    next.took("hook", &writer, 3);
+    assert!(next.numbers().is_empty() && next.inherited.is_empty());
+}
+
+#[test]
+fn what_is_parked_is_kept_by_the_sinks_name_with_the_cursor_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = SpoolPlace { sinks: vec![sink("hook")], ..place(&folder) };
+    let mut spool = SpoolFile::open(&place).unwrap();
+    let reader = SpoolReader::open(&spool.path).unwrap();
+    let writer = Arc::clone(spool.writer());
+    (1..=2).for_each(|number| assert!(spool.append(&[record(number)]) > 0));
+    spool.took(LEDGER, &writer, 2);
+    let of = Acknowledged { sink: "hook".into(), writer: Arc::clone(&writer), last: 2 };
+    let parked = |number| Parked { record: record(number), why: "the receiver answered 400".into() };
+    let fails = "CREATE TRIGGER fails BEFORE DELETE ON batches BEGIN SELECT RAISE(ABORT, 'fails'); END";
+    spool.connection.execute_batch(fails).unwrap();
+    assert!(spool.park(&of, &[parked(2)], 5).is_err());
+    assert_eq!((reader.count_parked("hook").unwrap(), spool.numbers()), (0, vec![1, 2]));
+    spool.connection.execute_batch("DROP TRIGGER fails").unwrap();
+    for _ in 0..2 {
+        spool.park(&of, &[parked(2), parked(1)], 5).unwrap();
+        assert_eq!((reader.count_parked("hook").unwrap(), spool.numbers()), (2, vec![]));
+    }
+    assert_eq!(reader.parked("hook", None, 9).unwrap(), [record(1), record(2)]);
+    assert_eq!(reader.parked("hook", Some(Uuid::from_u128(1)), 9).unwrap(), [record(2)]);
+    assert_eq!(reader.parked("hook", None, 1).unwrap(), [record(1)]);
+    assert_eq!(reader.count_parked("other").unwrap(), 0);
+    spool
+        .connection
+        .execute("UPDATE parked_events SET body = '?' WHERE id = ?1", [record(1).request_id.to_string()])
+        .unwrap();
+    assert_eq!(reader.parked("hook", None, 1).unwrap(), [record(2)], "one that cannot be read stops nobody");
+    spool.unpark("other", &[record(2).request_id]).unwrap();
+    spool.unpark("hook", &[record(2).request_id, record(7).request_id]).unwrap();
+    assert_eq!(reader.count_parked("hook").unwrap(), 1);
 }
 
 #[test]
@@ -291,6 +382,25 @@ fn without_room_nothing_is_written_and_all_can_be_again() {
     spool.took(LEDGER, &writer, 1);
     assert_eq!(spool.commit(writes).unwrap().number, Some(2), "no number is left out");
     assert_eq!(spool.numbers(), [2]);
+}
+
+#[test]
+fn what_there_is_no_room_to_take_over_is_told_of_and_the_rest_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    SpoolFile::open(&place(&folder)).unwrap().append(&[record(1)]);
+    let mut second = SpoolFile::open(&place(&folder)).unwrap();
+    let opened: Vec<_> = (1_000..1_200).map(|number| open_row(number, None)).collect();
+    second.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
+    drop(second);
+    let mut next = SpoolFile::open(&place(&folder)).unwrap();
+    next.leave_pages(0);
+    for stretches in [1, 0] {
+        let adopted = next.adopt().unwrap();
+        assert_eq!((adopted.stretches.len(), adopted.remains), (stretches, true));
+    }
+    next.leave_pages(1 << 20);
+    let rest = next.adopt().unwrap();
+    assert_eq!((rest.stretches.len(), rest.interrupted.len(), rest.remains), (1, 200, false));
 }
 
 #[test]
