@@ -56,13 +56,14 @@ fn the_providers_own_errors_become_the_operators_trouble() {
         (503, "upstream_error"),
         (529, "upstream_error"),
     ];
-    let (_upstream, relay) = failing(move |request, answer| {
+    let upstream = Upstream::start(move |request, answer| {
         let status = request.json()["seed"].as_u64().unwrap();
         let error = json!({"error": {"message": leaky, "type": "x", "param": null, "code": "y"}});
         let headers =
             [("content-type", "application/json"), ("x-ratelimit-remaining-requests", "31415926535897932384")];
         answer.whole(u16::try_from(status).unwrap(), &headers, error.to_string().as_bytes());
     });
+    let relay = Setup::bare().provider_with("upstream", &upstream.base_url(), "breaker = false").start();
     for (status, code) in table {
         for mut body in [hello(), streamed()] {
             body["seed"] = json!(status);

@@ -383,7 +383,8 @@ fn after_a_storm_of_broken_requests_nothing_is_held() {
         Some(7) => assert!(wait.wait()),
         _ => answer.politely(request),
     });
-    let relay = Setup::new(&upstream).start();
+    // What fails on purpose is to be asked on.
+    let relay = Setup::bare().provider_with("upstream", &upstream.base_url(), "breaker = false").start();
     let end = |kind: u64| {
         let body = hello(json!({"seed": kind, "stream": kind.is_multiple_of(2) || kind == 5, "max_tokens": 10}));
         let mut connection = Request::chat(&body).key(&relay.key).begin(relay.http);

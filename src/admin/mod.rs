@@ -1,8 +1,12 @@
-//! What machines ask of the relay: whether the process lives, and whether it should get traffic.
+//! What machines ask of the relay: whether the process lives, whether it should get traffic, and how its providers are.
 //!
-//! Absent: the listener, which is `proxy`'s, and the admin API.
+//! Absent: the listener, which is `proxy`'s, and the rest of the admin API.
+
+mod providers;
 
 use serde_json::json;
+
+pub use providers::{Now, Question, providers};
 
 /// What readiness is made of.
 #[derive(Debug, Clone)]

@@ -11,6 +11,7 @@ use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
 use super::snapshot::{BillingConfig, Limits, Listen, StoreConfig};
 use super::{listen, settings};
+use crate::relay::route::Secret;
 
 /// How deep files may include files.
 const INCLUDE_DEPTH_MAX: usize = 8;
@@ -30,6 +31,7 @@ pub(super) struct Draft {
     pub(super) store: Single<StoreConfig>,
     pub(super) billing: Single<BillingConfig>,
     pub(super) limits: Single<Limits>,
+    pub(super) admin: Single<Secret>,
     pub(super) plans: Vec<Row<PlanRow>>,
     pub(super) providers: Vec<Row<ProviderRow>>,
     pub(super) models: Vec<Row<ModelRow>>,
@@ -96,6 +98,7 @@ impl Draft {
         self.store.read(root.optional("store"), settings::store);
         self.billing.read(root.optional("billing"), settings::billing);
         self.limits.read(root.optional("limits"), settings::limits);
+        self.admin.read(root.optional("admin"), settings::admin);
         if let Some(shared) = root.optional("shared") {
             settings::shared(&shared);
         }

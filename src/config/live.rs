@@ -66,8 +66,9 @@ impl Live {
     pub fn reload(&self) -> Result<Reloaded, Vec<Mistake>> {
         let mut files = self.files();
         match super::read(&self.path, self.providers, &|name| std::env::var_os(name)) {
-            Ok(loaded) => {
+            Ok(mut loaded) => {
                 let running = self.load();
+                loaded.snapshot.catalogue.inherit(&running.catalogue);
                 let snapshot = Arc::new(Snapshot { version: running.version + 1, ..loaded.snapshot });
                 self.current.store(Arc::clone(&snapshot));
                 self.refused.store(None);

@@ -95,13 +95,15 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let store = std::mem::take(&mut draft.store).into_content().unwrap_or_default();
     let billing = std::mem::take(&mut draft.billing).into_content().unwrap_or_default();
     let limits = std::mem::take(&mut draft.limits).into_content().unwrap_or_default();
+    let admin_token = std::mem::take(&mut draft.admin).into_content();
     let (catalogue, left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
     let Reading { mistakes, files, .. } = reading;
     let files = files.into_inner();
     if !mistakes.is_empty() {
         return Err(Refused { mistakes: mistakes.into_sorted(&files.paths()), files });
     }
-    let snapshot = Snapshot { version: 1, listen, store, billing, limits, catalogue, files: files.paths() };
+    let files_read = files.paths();
+    let snapshot = Snapshot { version: 1, listen, store, billing, limits, admin_token, catalogue, files: files_read };
     Ok(Loaded { snapshot, left_out, files })
 }
 

@@ -21,6 +21,7 @@ pub(super) struct ModelRow {
     pub(super) image_tokens: Option<ImageTokens>,
     pub(super) owned_by: Box<str>,
     pub(super) price: Price,
+    pub(super) retry_timeouts: bool,
     /// What is true of it wherever it is had.
     pub(super) rules: NamedRules,
     pub(super) targets: Vec<TargetRow>,
@@ -63,6 +64,7 @@ fn content(table: &Table<'_>) -> Option<ModelRow> {
     let owned_by = table.optional("owned_by").map_or(Some(OWNED_BY), |value| value.string());
     let price = table.required("price", r#"write price = { input = "…", output = "…" }, in USD per million tokens"#);
     let price = price.and_then(|value| price::read(&value));
+    let retry_timeouts = table.optional("retry_timeouts").map_or(Some(true), |value| value.boolean());
     let rules = rules::read(table);
     let targets = table.required("targets", r#"write targets = [{ provider = "…", model = "…" }]"#);
     let targets = targets.and_then(|value| targets_of(&value));
@@ -72,6 +74,7 @@ fn content(table: &Table<'_>) -> Option<ModelRow> {
         image_tokens: image_tokens?,
         owned_by: owned_by?.into(),
         price: price?,
+        retry_timeouts: retry_timeouts?,
         rules: rules?,
         targets: targets?,
     })

@@ -19,6 +19,7 @@ pub(super) struct ProviderRow {
     pub(super) credentials: Vec<Credential>,
     pub(super) quirks: Quirks,
     pub(super) times: ProviderTimes,
+    pub(super) breaker: bool,
 }
 
 impl ProviderRow {
@@ -28,8 +29,8 @@ impl ProviderRow {
             Credential::Missing { .. } => None,
         };
         let credentials: Vec<Secret> = self.credentials.into_iter().filter_map(ready).collect();
-        let Self { dialect, endpoint, quirks, times, .. } = self;
-        Provider { name, dialect, endpoint, credentials, quirks, times }
+        let Self { dialect, endpoint, quirks, times, breaker, .. } = self;
+        Provider { name, dialect, endpoint, credentials, quirks, times, breaker }
     }
 }
 
@@ -62,7 +63,15 @@ fn content(table: &Table<'_>) -> Option<ProviderRow> {
     time("first_byte_seconds_max", &mut times.first_byte);
     time("idle_seconds_max", &mut times.idle);
     time("total_seconds_max", &mut times.total);
-    Some(ProviderRow { dialect: dialect?, endpoint: endpoint?, credentials: credentials?, quirks: quirks?, times })
+    let breaker = table.optional("breaker").map_or(Some(true), |value| value.boolean());
+    Some(ProviderRow {
+        dialect: dialect?,
+        endpoint: endpoint?,
+        credentials: credentials?,
+        quirks: quirks?,
+        times,
+        breaker: breaker?,
+    })
 }
 
 fn credentials(table: &Table<'_>, is_demo: bool) -> Option<Vec<Credential>> {

@@ -96,13 +96,31 @@ impl Offers {
     /// A model with the targets whose providers are there; `None` without any.
     fn model(&self, row: Row<ModelRow>, mistakes: &Mistakes, left_out: &mut Vec<String>) -> Option<Arc<Model>> {
         let Row { name: id, content, .. } = row;
-        let ModelRow { context_window, output_tokens_max, image_tokens, owned_by, price, rules, targets } = content?;
+        let ModelRow {
+            context_window,
+            output_tokens_max,
+            image_tokens,
+            owned_by,
+            price,
+            retry_timeouts,
+            rules,
+            targets,
+        } = content?;
         let targets: Vec<Target> = targets.into_iter().filter_map(|row| self.target(row, &rules, mistakes)).collect();
         if targets.is_empty() {
             left_out.push(format!("model {id}: none of its providers is there"));
             return None;
         }
-        Some(Arc::new(Model { id, context_window, output_tokens_max, image_tokens, owned_by, price, targets }))
+        Some(Arc::new(Model {
+            id,
+            context_window,
+            output_tokens_max,
+            image_tokens,
+            owned_by,
+            price,
+            retry_timeouts,
+            targets,
+        }))
     }
 
     fn target(&self, row: TargetRow, of_model: &NamedRules, mistakes: &Mistakes) -> Option<Target> {

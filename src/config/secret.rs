@@ -44,6 +44,17 @@ pub(super) fn read(value: &Value<'_>) -> Option<Credential> {
     })
 }
 
+/// Reads one secret that must be there.
+pub(super) fn required(value: &Value<'_>) -> Option<Secret> {
+    match read(value)? {
+        Credential::Ready(secret) => Some(secret),
+        Credential::Missing { place, why } => {
+            value.source.reading.mistakes.report(&place, why);
+            None
+        }
+    }
+}
+
 fn from_environment(value: &Value<'_>) -> Option<Result<String, String>> {
     let name = value.string()?;
     let is_name = !name.starts_with(|first: char| first.is_ascii_digit())

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use super::reader::{Table, Value};
-use super::sink;
 use super::snapshot::{BillingConfig, Durability, Limits, StoreConfig};
+use super::{secret, sink};
+use crate::relay::route::Secret;
 
 /// The longest time limit that is believed, in seconds; more is a slip of the unit.
 pub(super) const SECONDS_MAX: u64 = 86_400;
@@ -75,6 +76,15 @@ fn durability(value: &Value<'_>) -> Option<Durability> {
     }
 }
 
+/// `[admin]`: what the admin API asks of who uses it.
+pub(super) fn admin(value: &Value<'_>) -> Option<Secret> {
+    let table = value.table()?;
+    let token = table.required("token", "write token = { env = \"TOLLGATE_ADMIN_TOKEN\" }");
+    let token = token.and_then(|value| secret::required(&value));
+    table.finish();
+    token
+}
+
 /// `[shared]` is for several nodes.
 pub(super) fn shared(value: &Value<'_>) {
     value.report("several nodes that share windows are not built yet; remove [shared]");
@@ -89,6 +99,9 @@ pub(super) fn limits(value: &Value<'_>) -> Option<Limits> {
     set_seconds(&table, "header_seconds_max", &mut limits.header_max);
     set_seconds(&table, "body_idle_seconds_max", &mut limits.body_idle_max);
     set_seconds(&table, "body_total_seconds_max", &mut limits.body_total_max);
+    if let Some(seconds) = table.optional("stream_silence_seconds_max").and_then(|value| value.number(0..=3_600)) {
+        limits.stream_silence_max = Duration::from_secs(seconds);
+    }
     set_count(&table, "connections_per_ip_max", &mut limits.connections_per_ip_max);
     set_count(&table, "requests_in_flight_max", &mut limits.requests_in_flight_max);
     set_count(&table, "failed_auth_per_minute_max", &mut limits.failed_auth_per_minute_max);

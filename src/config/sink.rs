@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use super::provider::address;
 use super::reader::{Table, Value};
-use super::secret::{self, Credential};
+use super::secret;
 use super::snapshot::{SinkConfig, SinkTarget};
-use crate::relay::route::Secret;
 use crate::relay::webhook::SigningKey;
 
 /// The longest name: it is a label of metrics.
@@ -76,7 +75,7 @@ fn webhook(table: &Table<'_>) -> Option<SinkTarget> {
     let url = url.and_then(|value| url_of(&value));
     let key = table.required("secret", SECRET).and_then(|value| signing_key(&value));
     let authorization = match table.optional("authorization") {
-        Some(value) => ready(&value).map(Some),
+        Some(value) => secret::required(&value).map(Some),
         None => Some(None),
     };
     let source = match table.optional("source") {
@@ -105,21 +104,11 @@ fn url_of(value: &Value<'_>) -> Option<Box<str>> {
 }
 
 fn signing_key(value: &Value<'_>) -> Option<SigningKey> {
-    let secret = ready(value)?;
+    let secret = secret::required(value)?;
     SigningKey::parse(secret.expose()).map_err(|why| value.report(why)).ok()
 }
 
 /// A secret that must be there.
-fn ready(value: &Value<'_>) -> Option<Secret> {
-    match secret::read(value)? {
-        Credential::Ready(secret) => Some(secret),
-        Credential::Missing { place, why } => {
-            value.source.reading.mistakes.report(&place, why);
-            None
-        }
-    }
-}
-
 fn source(value: &Value<'_>) -> Option<Box<str>> {
     let source = value.string()?;
     if source.bytes().all(|byte| byte.is_ascii_graphic()) {

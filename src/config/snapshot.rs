@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub billing: BillingConfig,
     /// What one client, and all of them, may ask of the process.
     pub limits: Limits,
+    /// What the admin API asks of who uses it; without, there is none.
+    pub admin_token: Option<Secret>,
     /// Models, providers and plans.
     pub catalogue: Catalogue,
     /// Every file that was read for it: the configuration, what it includes, secrets, certificates.
@@ -191,6 +193,8 @@ pub struct Limits {
     pub connections_per_ip_max: u32,
     /// Requests at once, of all clients.
     pub requests_in_flight_max: u32,
+    /// How long a stream may be silent before it gets a comment that keeps it alive; zero for ever.
+    pub stream_silence_max: Duration,
     /// Failed authentications from one address in a minute; past it they are refused without a look-up.
     pub failed_auth_per_minute_max: u32,
 }
@@ -204,6 +208,7 @@ impl Default for Limits {
             body_total_max: Duration::from_secs(120),
             connections_per_ip_max: 256,
             requests_in_flight_max: 20_000,
+            stream_silence_max: Duration::from_secs(15),
             failed_auth_per_minute_max: 30,
         }
     }

@@ -18,7 +18,7 @@ use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
 use crate::relay::dialect::{self, openai::ChatRequest};
 use crate::relay::refusal::{Cause, Refusal};
-use crate::relay::route::{Model, Target, candidates};
+use crate::relay::route::{Course, Model, Target};
 
 /// What has become of a request.
 pub(super) enum Received {
@@ -234,7 +234,6 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
             }
         }
     }
-    let candidates = candidates(&admitted.model.targets, request_id.as_u128() as u64);
     let signatures = shared.signatures.scope(&admitted.caller.record.account_id);
     let tape = replay::replace(session, shared.clock, exchange.arrival.snapshot.billing.drain_max);
     shared.observe_overhead(read_us, exchange.arrival.clock.now_us());
@@ -242,8 +241,11 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         admitted,
         request,
         tape,
-        candidates,
-        current: 0,
+        snapshot: Arc::clone(&exchange.arrival.snapshot),
+        chance: request_id.as_u128() as u64,
+        course: Course::default(),
+        stop: None,
+        asked: 0,
         tries: 0,
         redialled: false,
         path: Box::default(),
@@ -251,6 +253,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         signatures,
         failure: None,
         refused: None,
+        opening: None,
     }));
     Ok(Received::Dispatched)
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::clock::Clock;
 use super::idempotency::Claim;
+use super::opening::Opening;
 use super::tape::Tape;
 use super::{Shared, settle};
 use crate::billing::Ticket;
@@ -20,10 +21,10 @@ use crate::relay::admit::{Permit, WindowView};
 use crate::relay::auth::{KeyEntry, KeyRecord};
 use crate::relay::dialect::gemini::SignatureScope;
 use crate::relay::dialect::openai::ChatRequest;
-use crate::relay::dialect::{Answer, Outcome, ProviderError};
+use crate::relay::dialect::{Answer, AnswerError, Outcome, ProviderError};
 use crate::relay::meter::PromptHead;
 use crate::relay::refusal::Refusal;
-use crate::relay::route::{Model, Target};
+use crate::relay::route::{Course, Lease, Model, Stop, Target, Verdict};
 
 /// One request, from its head to its settlement.
 pub struct Exchange {
@@ -86,17 +87,23 @@ pub(super) struct Dispatch {
     pub(super) admitted: Admitted,
     pub(super) request: ChatRequest,
     pub(super) tape: Arc<Tape>,
-    /// In the order in which they are asked.
-    pub(super) candidates: Vec<Target>,
-    /// Which of them is being asked.
-    pub(super) current: usize,
-    /// How often an upstream was asked.
+    /// The configuration that the request keeps to its end.
+    pub(super) snapshot: Arc<Snapshot>,
+    /// What draws among targets are made from.
+    pub(super) chance: u64,
+    /// The way through the model's targets.
+    pub(super) course: Course,
+    /// Who is being asked, or was asked last.
+    pub(super) stop: Option<Stop>,
+    /// How many were asked.
+    pub(super) asked: usize,
+    /// How often a connection was taken.
     pub(super) tries: usize,
-    /// Whether the current candidate has been asked over a new connection, for the old one may have been stale.
+    /// Whether the current target has been asked over a new connection, for the old one may have been stale.
     pub(super) redialled: bool,
-    /// Where the current candidate is asked.
+    /// Where the current target is asked.
     pub(super) path: Box<str>,
-    /// Fields of the request that the current candidate has no place for.
+    /// Fields of the request that the current target has no place for.
     pub(super) dropped: Vec<Box<str>>,
     /// The account's part of what providers want to be reminded of.
     pub(super) signatures: SignatureScope,
@@ -104,18 +111,22 @@ pub(super) struct Dispatch {
     pub(super) failure: Option<ProviderError>,
     /// A provider's refusal that is being read: what it says decides whether another may be asked.
     pub(super) refused: Option<Refused>,
+    /// A stream that is held back until its first event is there: it may be an error, which another may not have.
+    pub(super) opening: Option<Opening>,
 }
 
 /// A provider's answer that is no success, on its way in. Nothing of it has passed to the client.
 pub(super) struct Refused {
     pub(super) status: u16,
     pub(super) retry_after_ms: Option<u64>,
+    /// It has been counted, and nobody else is asked.
+    pub(super) is_final: bool,
     body: Vec<u8>,
 }
 
 impl Refused {
     pub(super) fn new(status: u16, retry_after_ms: Option<u64>) -> Self {
-        Self { status, retry_after_ms, body: Vec::new() }
+        Self { status, retry_after_ms, is_final: false, body: Vec::new() }
     }
 
     /// Takes a piece of its body.
@@ -136,7 +147,7 @@ const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 impl Dispatch {
     /// Who is being asked.
     pub(super) fn target(&self) -> Option<&Target> {
-        self.candidates.get(self.current)
+        self.admitted.model.targets.get(self.stop.as_ref()?.target)
     }
 }
 
@@ -146,6 +157,8 @@ pub(super) struct Answering {
     pub(super) tape: Arc<Tape>,
     /// Who answers.
     pub(super) target: Target,
+    /// To be told how that ends.
+    pub(super) lease: Lease,
     /// What the prompt's tokens are counted from, should nobody report them.
     pub(super) prompt: PromptHead,
     /// What they are until then.
@@ -229,14 +242,23 @@ impl Exchange {
         is_stream: bool,
         late_head: Option<Box<ResponseHeader>>,
     ) {
-        let dispatch = match std::mem::replace(&mut self.step, Step::Settled) {
-            Step::Dispatched(dispatch) if dispatch.target().is_some() => *dispatch,
+        let (dispatch, target) = match std::mem::replace(&mut self.step, Step::Settled) {
+            Step::Dispatched(dispatch) => match dispatch.target().cloned() {
+                Some(target) => (*dispatch, target),
+                None => {
+                    self.step = Step::Dispatched(dispatch);
+                    return;
+                }
+            },
             other => {
                 self.step = other;
                 return;
             }
         };
-        let Dispatch { admitted, request, tape, mut candidates, current, .. } = dispatch;
+        let Dispatch { admitted, request, tape, stop, .. } = dispatch;
+        let Some(Stop { mut lease, .. }) = stop else { return };
+        let now_us = self.arrival.clock.now_us();
+        lease.began(now_us);
         tape.load(Bytes::new());
         if is_stream {
             self.shared.metrics.streams_active.inc();
@@ -244,7 +266,8 @@ impl Exchange {
         self.step = Step::Answering(Box::new(Answering {
             admitted,
             tape,
-            target: candidates.swap_remove(current),
+            target,
+            lease,
             prompt: request.prompt_head(),
             prompt_tokens_guess: request.input_tokens_estimate(),
             answer,
@@ -252,7 +275,7 @@ impl Exchange {
             late_head,
             outcome: None,
             first_token_us: None,
-            checkpoint: Checkpoint { at_us: self.arrival.clock.now_us(), text_bytes: 0 },
+            checkpoint: Checkpoint { at_us: now_us, text_bytes: 0 },
         }));
     }
 
@@ -276,13 +299,29 @@ impl Answering {
     /// Passes a piece of the upstream's answer on; gives what the client gets of it.
     pub(super) fn pass(&mut self, piece: Bytes, now_us: u64) -> Bytes {
         let out = self.answer.pass(piece);
+        self.note(&out, now_us);
+        out
+    }
+
+    /// Notes what the client gets.
+    pub(super) fn note(&mut self, out: &Bytes, now_us: u64) {
         if self.first_token_us.is_none() && self.answer.began() {
             self.first_token_us = Some(now_us);
         }
         if let Some(claim) = &mut self.admitted.claim {
-            claim.tee(&out);
+            claim.tee(out);
         }
-        out
+    }
+
+    /// Tells who answers how the answer ended, where its end is known.
+    pub(super) fn judge(&mut self, outcome: Outcome, now_us: u64) {
+        let is_answered = match outcome {
+            Outcome::Complete => true,
+            Outcome::Truncated => false,
+            // What the request is refused for is no fault of who refuses it.
+            Outcome::Errored => self.answer.error().is_some_and(AnswerError::is_of_the_request),
+        };
+        self.lease.end(if is_answered { Verdict::Succeeded } else { Verdict::Failed }, now_us);
     }
 
     /// The answer has ended so, with these bytes: its claim is settled before they are written.

@@ -8,11 +8,12 @@ use http::Response;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
-use super::Shared;
-use crate::admin::{self, Behind, Readiness};
+use super::{Shared, time_text};
+use crate::admin::{self, Behind, Now, Question, Readiness, Reply};
 use crate::billing::SinkState;
 use crate::relay::refusal::{Cause, Refusal};
-use crate::telemetry::{Observed, ObservedSink};
+use crate::relay::route::{ProviderHealth, Standing};
+use crate::telemetry::{Observed, ObservedProvider, ObservedSink};
 
 /// `listen.admin`.
 pub(super) struct AdminListener(pub(super) Arc<Shared>);
@@ -38,10 +39,30 @@ impl ServeHttp for AdminListener {
             billing_behind: self.0.billing_behind(),
             draining: self.0.draining.load(Ordering::Relaxed),
         };
-        match admin::answer(session.req_header().uri.path(), &readiness) {
+        let path = session.req_header().uri.path();
+        if path == "/admin/v1/providers" {
+            let reply = self.providers(session);
+            return page(reply.status, "application/json", reply.body.into_bytes());
+        }
+        match admin::answer(path, &readiness) {
             Some(reply) => page(reply.status, "application/json", reply.body.into_bytes()),
             None => refusal(&Refusal::new(Cause::UnknownUrl, "There is nothing here; /healthz and /readyz are.")),
         }
+    }
+}
+
+impl AdminListener {
+    fn providers(&self, session: &ServerSession) -> Reply {
+        let head = session.req_header();
+        let authorization = head.headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let question = Question { method: head.method.as_str(), authorization };
+        let snapshot = self.0.live.load();
+        let (us, unix_ms) = (self.0.clock.now_us(), self.0.clock.unix_ms());
+        let wall = |at_us: u64| {
+            let from_now_ms = i64::try_from(at_us.saturating_sub(us) / 1000).unwrap_or(i64::MAX);
+            time_text(unix_ms.saturating_add(from_now_ms))
+        };
+        admin::providers(&question, snapshot.admin_token.as_ref(), &snapshot.catalogue, &Now { us, wall: &wall })
     }
 }
 
@@ -82,7 +103,26 @@ impl Shared {
             spool_bytes: billing.bytes_used().saturating_add(billing.bytes_reserved()),
             spool_bytes_max: billing.bytes_limit(),
             access_lines_dropped: self.access_log.dropped(),
+            providers: self.observed_providers(),
         }
+    }
+
+    fn observed_providers(&self) -> Vec<ObservedProvider> {
+        let (snapshot, now_us) = (self.live.load(), self.clock.now_us());
+        let catalogue = &snapshot.catalogue;
+        let observe = |health: &ProviderHealth, name: &str| {
+            let standings: Vec<&str> = health.conditions(now_us).map(|standing| standing.name(now_us)).collect();
+            let count = |state| standings.iter().filter(|other| **other == state).count() as u64;
+            ObservedProvider {
+                name: name.into(),
+                healthy: health.is_healthy(now_us),
+                breakers: Standing::NAMES.map(|state| (state, count(state))),
+            }
+        };
+        let providers = catalogue.providers().iter();
+        providers
+            .filter_map(|provider| Some(observe(catalogue.health().provider(&provider.name)?, &provider.name)))
+            .collect()
     }
 
     fn observed_sink(&self, sink: &SinkState) -> ObservedSink {

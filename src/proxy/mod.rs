@@ -1,7 +1,7 @@
 //! The Pingora shell: the one room that names pingora. Its phases, in the order in which they run, are in [`Relay`]; a
 //! request's state is in [`exchange`], and what decides is in `relay`.
 //!
-//! The way through: head → key → whole body → admission → candidates, one try at a time → the answer, piece by piece →
+//! The way through: head → key → whole body → admission → targets, one try at a time → the answer, piece by piece →
 //! settlement. Whatever ends a request early leaves through the same door (`exchange`'s drop).
 
 mod admission;
@@ -17,6 +17,7 @@ mod in_flight;
 mod keyring;
 mod listeners;
 mod machines;
+mod opening;
 mod passing;
 mod phases;
 mod replay;
@@ -43,6 +44,7 @@ use self::resolve::Resolver;
 use crate::billing::Recorder;
 use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
+use crate::relay::route::RetryBudget;
 use crate::telemetry::{AccessLog, Metrics};
 
 pub use self::phases::Relay;
@@ -56,6 +58,8 @@ pub struct Shared {
     recorder: Recorder,
     idempotency: Idempotency,
     metrics: Arc<Metrics>,
+    /// Second tries that may still be made.
+    retries: RetryBudget,
     access_log: AccessLog,
     resolver: Resolver,
     demo: Demo,

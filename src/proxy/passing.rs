@@ -11,59 +11,54 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::answer::{HEADERS_USUAL, JSON};
 use super::exchange::{Exchange, Step};
+use super::opening::Opening;
 use super::phases::{Relay, out_of_order};
 use super::tape::{NOT_BILLED, Substitute, UPSTREAM_OVERDUE};
 use super::{answer, upstream};
-use crate::relay::dialect::{self, AnswerTerms, Outcome, ProviderError, error_event};
+use crate::relay::dialect::{self, Answer, AnswerTerms, Outcome, ProviderError, error_event};
 use crate::relay::refusal::{Cause, Refusal};
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const X_TOLLGATE_DROPPED: HeaderName = HeaderName::from_static("x-tollgate-dropped");
 const X_TOLLGATE_OUTPUT_TOKENS_MAX: HeaderName = HeaderName::from_static("x-tollgate-output-tokens-max");
 
+/// An answer that may pass, and its head as the client gets it.
+pub(super) struct Prepared {
+    pub(super) head: ResponseHeader,
+    pub(super) reader: Box<dyn Answer + Sync>,
+    pub(super) is_stream: bool,
+    /// It is told when it is whole.
+    pub(super) is_gathered: bool,
+}
+
 impl Relay {
-    /// Rewrites the head of an answer that passes, and takes up its reader.
+    /// Rewrites the head of an answer. A document is taken up, a stream has to begin first.
     pub(super) fn commit(&self, head: &mut ResponseHeader, exchange: &mut Exchange) -> Result<()> {
-        let terms = AnswerTerms {
-            id: format!("chatcmpl-{}", exchange.arrival.request_id.simple()).into(),
-            created: exchange.arrival.unix_ms / 1000,
-            model: Box::default(),
-            show_usage: false,
-        };
+        let prepared = prepare(head, exchange)?;
+        *head = prepared.head.clone();
+        if !prepared.is_stream {
+            return self.take_up(prepared, exchange);
+        }
+        let now_us = exchange.arrival.clock.now_us();
+        let patience = exchange.arrival.snapshot.limits.stream_silence_max;
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
-        let Some(target) = dispatch.target() else { return out_of_order("no candidate is being asked") };
-        let request = &dispatch.request;
-        let terms = AnswerTerms { model: request.model().into(), show_usage: request.wants_usage(), ..terms };
-        let kind = head.headers.get(CONTENT_TYPE).cloned().unwrap_or(JSON);
-        let is_stream = kind.as_bytes().starts_with(b"text/event-stream");
-        let unchanged = dialect::passes_unchanged(target);
-        let mut new = HeaderMap::with_capacity(HEADERS_USUAL);
-        if let Some(length) = head.headers.get(CONTENT_LENGTH).filter(|_| unchanged && !is_stream) {
-            new.insert(CONTENT_LENGTH, length.clone());
-        }
-        new.insert(CONTENT_TYPE, if unchanged || is_stream { kind } else { JSON });
-        if is_stream {
-            new.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-            // nginx in front of the relay would buffer the stream otherwise.
-            new.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
-        }
-        if let Some(dropped) = answer::list_of(&dispatch.dropped) {
-            new.insert(X_TOLLGATE_DROPPED, answer::text(&dropped)?);
-        }
-        if let Some(tokens) = dispatch.lowered_output() {
-            new.insert(X_TOLLGATE_OUTPUT_TOKENS_MAX, HeaderValue::from(tokens));
-        }
-        let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
-        // A document that is translated is told when it is whole: until then it may still turn out to be an error.
-        let is_gathered = !unchanged && !is_stream;
+        dispatch.tape.open(true);
+        dispatch.tape.comment_every(patience);
+        dispatch.opening = Some(Opening::new(prepared, now_us, patience));
+        Ok(())
+    }
+
+    /// From here the answer passes, and no other upstream is asked.
+    pub(super) fn take_up(&self, prepared: Prepared, exchange: &mut Exchange) -> Result<()> {
+        let Prepared { head, reader, is_stream, is_gathered } = prepared;
+        let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
+        self.attempt(dispatch.provider(), "ok");
         dispatch.tape.hold(is_gathered);
         if let Some(claim) = &mut dispatch.admitted.claim {
-            claim.begin(StatusCode::OK, &new);
+            claim.begin(StatusCode::OK, &head.headers);
         }
-        answer::stamp(&mut new, exchange)?;
-        *head = answer::whole_head(StatusCode::OK, new);
         exchange.status = 200;
-        exchange.commit(reader, is_stream, is_gathered.then(|| Box::new(head.clone())));
+        exchange.commit(reader, is_stream, is_gathered.then(|| Box::new(head)));
         Ok(())
     }
 
@@ -72,6 +67,7 @@ impl Relay {
         let Step::Answering(answering) = &mut exchange.step else { return Ok(passed) };
         let ended = answering.answer.end();
         answering.outcome = Some(ended.outcome);
+        answering.judge(ended.outcome, exchange.arrival.clock.now_us());
         answering.end_claim(ended.outcome, &ended.append);
         let all = joined(passed, &ended.append);
         if let Some(head) = answering.late_head.take() {
@@ -125,9 +121,10 @@ pub(super) fn told(error: &Error, exchange: &mut Exchange) -> Option<ProviderErr
     if error.esource() == &ErrorSource::Downstream && !overdue {
         return None;
     }
+    let now_us = exchange.arrival.clock.now_us();
     let provider = match &mut exchange.step {
         Step::Dispatched(dispatch) => match dispatch.failure.take() {
-            Some(failure) => return Some(failure),
+            Some(failure) => return Some(dispatch.with_soonest(failure, now_us)),
             None => dispatch.provider(),
         },
         Step::Answering(_) if !overdue => return Some(ProviderError::Provider(truncated())),
@@ -137,7 +134,45 @@ pub(super) fn told(error: &Error, exchange: &mut Exchange) -> Option<ProviderErr
     upstream::explain(error, provider).map(ProviderError::Provider)
 }
 
-fn truncated() -> Refusal {
+/// The head of an answer as the client gets it, and the reader of what follows.
+fn prepare(head: &ResponseHeader, exchange: &mut Exchange) -> Result<Prepared> {
+    let terms = AnswerTerms {
+        id: format!("chatcmpl-{}", exchange.arrival.request_id.simple()).into(),
+        created: exchange.arrival.unix_ms / 1000,
+        model: Box::default(),
+        show_usage: false,
+    };
+    let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
+    let Some(target) = dispatch.target() else { return out_of_order("no target is being asked") };
+    let request = &dispatch.request;
+    let terms = AnswerTerms { model: request.model().into(), show_usage: request.wants_usage(), ..terms };
+    let kind = head.headers.get(CONTENT_TYPE).cloned().unwrap_or(JSON);
+    let is_stream = kind.as_bytes().starts_with(b"text/event-stream");
+    let unchanged = dialect::passes_unchanged(target);
+    let mut new = HeaderMap::with_capacity(HEADERS_USUAL);
+    if let Some(length) = head.headers.get(CONTENT_LENGTH).filter(|_| unchanged && !is_stream) {
+        new.insert(CONTENT_LENGTH, length.clone());
+    }
+    new.insert(CONTENT_TYPE, if unchanged || is_stream { kind } else { JSON });
+    if is_stream {
+        new.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        // nginx in front of the relay would buffer the stream otherwise.
+        new.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    }
+    if let Some(dropped) = answer::list_of(&dispatch.dropped) {
+        new.insert(X_TOLLGATE_DROPPED, answer::text(&dropped)?);
+    }
+    if let Some(tokens) = dispatch.lowered_output() {
+        new.insert(X_TOLLGATE_OUTPUT_TOKENS_MAX, HeaderValue::from(tokens));
+    }
+    let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
+    answer::stamp(&mut new, exchange)?;
+    // A document that is translated is told when it is whole: until then it may still turn out to be an error.
+    let head = answer::whole_head(StatusCode::OK, new);
+    Ok(Prepared { head, reader, is_stream, is_gathered: !unchanged && !is_stream })
+}
+
+pub(super) fn truncated() -> Refusal {
     Refusal::new(Cause::UpstreamTruncated, "The provider's answer broke off before its end.")
 }
 

@@ -18,12 +18,13 @@ use super::admission::{self, Received};
 use super::exchange::{Exchange, Refused, Step};
 use super::idempotency::Claim;
 use super::listeners::HadRequest;
+use super::opening::OPENED_BADLY;
 use super::passing::{joined, told};
 use super::tape::{NOT_BILLED, Tape, UPSTREAM_OVERDUE};
 use super::{Shared, answer, clock, replay, settle, upstream};
 use crate::relay::dialect::{self, Outcome, ProviderError, error_event};
 use crate::relay::refusal::{Cause, Refusal};
-use crate::relay::route::Target;
+use crate::relay::route::{self, Target, Verdict};
 
 /// How long a client may take to take a piece of its answer.
 const WRITE_MAX: Duration = Duration::from_secs(60);
@@ -79,26 +80,16 @@ impl ProxyHttp for Relay {
         }
     }
 
-    /// Once a try: picks the candidate, says the request in its dialect, and finds out where it is.
+    /// Once a try: picks the target, says the request in its dialect, and finds out where it is.
     async fn upstream_peer(&self, _: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let clock = exchange.arrival.clock;
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
-        loop {
-            dispatch.tries += 1;
-            let Some(target) = dispatch.target().cloned() else { return out_of_order("no candidate is left") };
-            let failure = match self.say(dispatch, &target).await {
-                Ok(peer) => {
-                    let times = &target.provider.times;
-                    dispatch.tape.due_at(clock.now_us() + clock::micros(times.connect + times.first_byte));
-                    return Ok(Box::new(peer));
-                }
-                Err(refusal) => refusal,
-            };
-            dispatch.failure = Some(ProviderError::Provider(failure));
-            if !dispatch.advance() {
-                return Err(Error::explain(ErrorType::ConnectNoRoute, "no provider can be asked").into_up());
-            }
+        let peer = self.ask(dispatch).await?;
+        if let Some(target) = dispatch.target() {
+            let times = &target.provider.times;
+            dispatch.tape.due_at(clock.now_us() + clock::micros(times.connect + times.first_byte));
         }
+        Ok(Box::new(peer))
     }
 
     async fn upstream_request_filter(
@@ -125,15 +116,14 @@ impl ProxyHttp for Relay {
     ) -> Box<Error> {
         error.as_up();
         if let Some(dispatch) = exchange.dispatch_mut() {
-            self.attempt_failed(dispatch, "unconnected");
-            dispatch.failure = upstream::explain(&error, dispatch.provider()).map(ProviderError::Provider);
-            error.set_retry(dispatch.advance());
+            let again = self.try_failed(dispatch, "unconnected", &error, true);
+            error.set_retry(again);
         }
         error
     }
 
     /// A broken exchange before the client has got anything: a kept connection may have gone stale and is dialled anew,
-    /// once; else it is another candidate's turn.
+    /// once; else it is another's turn.
     fn error_while_proxy(
         &self,
         _: &HttpPeer,
@@ -151,10 +141,21 @@ impl ProxyHttp for Relay {
             return error;
         }
         error.set_retry(false);
-        let Step::Dispatched(dispatch) = &mut exchange.step else { return error };
-        if error.esource() != &ErrorSource::Upstream {
+        if error.esource() != &ErrorSource::Upstream || error.etype() == &OPENED_BADLY {
             return error;
         }
+        let now_us = exchange.arrival.clock.now_us();
+        let dispatch = match &mut exchange.step {
+            Step::Dispatched(dispatch) => dispatch,
+            Step::Answering(answering) => {
+                // Without its client an answer is read on for some time only.
+                if !(overdue && answering.tape.is_draining()) {
+                    answering.lease.end(Verdict::Failed, now_us);
+                }
+                return error;
+            }
+            _ => return error,
+        };
         if let Some(refused) = dispatch.refused.take() {
             // What had come of it when it broke off is all that there is.
             return match self.judge_refusal(dispatch, &refused) {
@@ -165,17 +166,23 @@ impl ProxyHttp for Relay {
                 Err(retry) => retry,
             };
         }
-        let stale = reused && !overdue && dispatch.redial();
-        let outcome = match (overdue, stale) {
-            (true, _) => "overdue",
-            (false, true) => "stale",
-            (false, false) => "broken",
+        // A connection that has brought a head was not stale.
+        let has_answered = dispatch.opening.is_some() || dispatch.tape.has_head_passed();
+        let stale = reused && !overdue && !has_answered && dispatch.redial();
+        let again = match (overdue, stale) {
+            (false, true) => {
+                self.attempt(dispatch.provider(), "stale");
+                true
+            }
+            // Without its client an answer is waited for no longer than it would be read.
+            (true, _) if dispatch.tape.is_draining() => false,
+            (true, _) => {
+                let may_repeat = dispatch.admitted.model.retry_timeouts;
+                self.try_failed(dispatch, "overdue", &error, may_repeat)
+            }
+            (false, false) => self.try_failed(dispatch, "broken", &error, true),
         };
-        self.attempt_failed(dispatch, outcome);
-        if !stale {
-            dispatch.failure = upstream::explain(&error, dispatch.provider()).map(ProviderError::Provider);
-        }
-        error.set_retry(stale || dispatch.advance());
+        error.set_retry(again);
         error
     }
 
@@ -193,21 +200,23 @@ impl ProxyHttp for Relay {
         let Step::Dispatched(dispatch) = &mut exchange.step else { return Ok(()) };
         let status = head.status.as_u16();
         if head.status.is_success() && has_answer(head) {
-            let provider = dispatch.provider().to_owned();
-            self.attempt(&provider, "ok", true);
-            dispatch.failure = None;
+            if let Some(target) = dispatch.target() {
+                keep_time(target, &dispatch.tape, now_us, exchange.arrival.at_us);
+            }
             return self.commit(head, exchange);
         }
-        let retry_after_ms = retry_after_ms(head);
-        let error = dialect::read_error(dispatch.dialect(), status, b"", retry_after_ms);
-        if !upstream::body_decides(status) && dispatch.has_next() && upstream::another_may_answer(status, &error) {
-            return self.refused(dispatch, status, error).map(drop);
+        let retry_after_ms = retry_after_ms(head, exchange.arrival.clock.unix_ms());
+        let mut refused = Refused::new(status, retry_after_ms);
+        if !upstream::body_decides(status) {
+            let error = dialect::read_error(dispatch.dialect(), status, b"", retry_after_ms);
+            self.refused(dispatch, &status.to_string(), status, error)?;
+            refused.is_final = true;
         }
         // It is read first: a quota that is used up says the same as an hour that is busy, but for its words.
         if let Some(target) = dispatch.target() {
             keep_time(target, &dispatch.tape, now_us, exchange.arrival.at_us);
         }
-        dispatch.refused = Some(Refused::new(status, retry_after_ms));
+        dispatch.refused = Some(refused);
         dispatch.tape.hold(true);
         Ok(())
     }
@@ -226,20 +235,22 @@ impl ProxyHttp for Relay {
             Step::Answering(answering) => {
                 keep_time(&answering.target, &answering.tape, now_us, arrived_us);
                 let passed = body.take().map(|piece| answering.pass(piece, now_us)).unwrap_or_default();
-                let is_whole = answering.answer.is_whole();
-                if !is_whole {
+                if !answering.answer.is_whole() {
                     settle::checkpoint(&exchange.arrival, answering, now_us);
                 }
                 *body = Some(if end { self.finish(exchange, passed)? } else { passed });
-                if is_whole || end {
-                    await_record(exchange);
-                }
+                self.after_piece(exchange, end);
             }
             Step::Dispatched(dispatch) => {
                 if let Some(target) = dispatch.target() {
                     keep_time(target, &dispatch.tape, now_us, arrived_us);
                 }
-                if let (Some(refused), Some(piece)) = (&mut dispatch.refused, body.take()) {
+                let piece = body.take().unwrap_or_default();
+                if dispatch.opening.is_some() {
+                    *body = Some(self.open_with(exchange, &piece, end)?);
+                    return Ok(None);
+                }
+                if let Some(refused) = &mut dispatch.refused {
                     refused.read(&piece);
                 }
                 if end {
@@ -265,6 +276,9 @@ impl ProxyHttp for Relay {
                 await_record(exchange);
                 Ok(Some(rest))
             }
+            Step::Dispatched(dispatch) if dispatch.opening.is_some() => {
+                self.open_with(exchange, &Bytes::new(), true).map(Some)
+            }
             Step::Dispatched(_) => self.finish_refusal(exchange).map(|()| Some(Bytes::new())),
             _ => Ok(None),
         }
@@ -287,6 +301,12 @@ impl ProxyHttp for Relay {
             settle(claim).await;
             session.set_keepalive(None);
             let _ = answer::tell(session, exchange, &told).await;
+        } else if let (Step::Dispatched(_), ProviderError::Provider(refusal)) = (&exchange.step, &told) {
+            // Its stream has a head and nothing else.
+            settle(claim).await;
+            exchange.status = StatusCode::OK.as_u16();
+            let _ = session.downstream_session.write_response_body(error_event(refusal), true).await;
+            let _ = session.downstream_session.finish_body().await;
         } else if let (Step::Answering(answering), ProviderError::Provider(refusal)) = (&mut exchange.step, &told) {
             // A document that breaks off can only be seen to break off; a stream can say so, or was whole but for the end of
             // its transport.
@@ -327,6 +347,30 @@ impl ProxyHttp for Relay {
 }
 
 impl Relay {
+    /// A piece of a stream that may have had nothing to say yet.
+    fn open_with(&self, exchange: &mut Exchange, piece: &Bytes, end: bool) -> Result<Bytes> {
+        let mut passed = self.open(exchange, piece, end)?;
+        if matches!(exchange.step, Step::Answering(_)) {
+            if end {
+                passed = self.finish(exchange, passed)?;
+            }
+            self.after_piece(exchange, end);
+        }
+        Ok(passed)
+    }
+
+    /// A piece of an answer has passed.
+    fn after_piece(&self, exchange: &mut Exchange, end: bool) {
+        let Step::Answering(answering) = &mut exchange.step else { return };
+        let is_whole = answering.answer.is_whole();
+        if is_whole {
+            answering.judge(Outcome::Complete, exchange.arrival.clock.now_us());
+        }
+        if is_whole || end {
+            await_record(exchange);
+        }
+    }
+
     fn overloaded(&self, exchange: &Exchange) -> Option<Refusal> {
         if self.shared.recorder.state().failed() {
             return Some(admission::unbilled());
@@ -346,6 +390,7 @@ fn await_record(exchange: &mut Exchange) {
         && answering.answer.is_whole()
     {
         answering.end_claim(Outcome::Complete, b"");
+        answering.tape.comment_every(Duration::ZERO);
     }
     if let Some(receipt) = settle::settle_answer(exchange)
         && let Some(tape) = exchange.tape()
@@ -362,9 +407,8 @@ async fn settle(claim: Option<Box<Claim>>) {
 }
 
 /// When the provider says that it will take requests again.
-fn retry_after_ms(head: &ResponseHeader) -> Option<u64> {
-    let seconds: u64 = head.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(seconds.saturating_mul(1000))
+fn retry_after_ms(head: &ResponseHeader, now_unix_ms: i64) -> Option<u64> {
+    route::retry_after_ms(head.headers.get(RETRY_AFTER)?.to_str().ok()?, now_unix_ms)
 }
 
 /// Sets when the next piece is overdue.

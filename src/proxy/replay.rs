@@ -4,8 +4,10 @@
 //! it delegates everything, answers "what was the body" with the bytes of this try, whatever their size, watches the
 //! time while Pingora waits for the client to leave, and lets an answer's end pass only when its record is kept.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +32,8 @@ use super::tape::{Substitute, Tape, UPSTREAM_OVERDUE};
 pub(super) fn replace(session: &mut Session, clock: Clock, drain_max: Duration) -> Arc<Tape> {
     let tape = Arc::new(Tape::new(clock, drain_max));
     let real = std::mem::replace(&mut session.downstream_session, nothing());
-    let replay = Replay { real, tape: Arc::clone(&tape), watch: None };
+    let written = Written { has_head: false, tail: [b'\n'; 3], at: Instant::now() };
+    let replay = Replay { real, tape: Arc::clone(&tape), watch: None, silence: None, head: None, written };
     *session.downstream_session = ServerSession::Custom(Box::new(replay));
     tape
 }
@@ -53,7 +56,45 @@ struct Replay {
     tape: Arc<Tape>,
     /// Armed once and moved when it rings early: arming a timer for each piece of an answer would cost more than the rest.
     watch: Option<Pin<Box<Sleep>>>,
+    /// The same, for the client's patience with silence.
+    silence: Option<Pin<Box<Sleep>>>,
+    /// A stream's head, until it is known that the stream is none of an error.
+    head: Option<HttpTask>,
+    written: Written,
 }
+
+/// What a stream's client got last, but for comments of ours.
+struct Written {
+    has_head: bool,
+    /// Its last bytes; of a beginning, line feeds.
+    tail: [u8; 3],
+    /// When, comments of ours included.
+    at: Instant,
+}
+
+impl Written {
+    /// Takes what is being written.
+    fn note(&mut self, tasks: &[HttpTask]) {
+        for task in tasks {
+            self.has_head |= matches!(task, HttpTask::Header(..));
+            if let HttpTask::Body(Some(bytes), _) = task {
+                let last = &bytes[bytes.len().saturating_sub(self.tail.len())..];
+                self.tail.rotate_left(last.len() % 3);
+                let from = self.tail.len() - last.len();
+                self.tail[from..].copy_from_slice(last);
+            }
+        }
+        self.at = Instant::now();
+    }
+
+    /// Whether a stream stands between two events: behind a blank line, or at its beginning.
+    fn is_between_events(&self) -> bool {
+        self.has_head && matches!(self.tail, [_, b'\n', b'\n'] | [b'\n' | b'\r', b'\r', b'\n'])
+    }
+}
+
+/// A comment without the blank line behind which some clients would take it for an event of nothing.
+const COMMENT: &[u8] = b": ping\n";
 
 impl Drop for Replay {
     fn drop(&mut self) {
@@ -75,19 +116,25 @@ fn without_trailers(task: HttpTask) -> HttpTask {
     }
 }
 
-/// Ends when the upstream is overdue.
-async fn overdue(watch: &mut Option<Pin<Box<Sleep>>>, tape: &Tape) {
-    let watch = watch.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(tape.deadline())));
+/// Ends when that time has come, which may change in the meantime.
+async fn reached(watch: &mut Option<Pin<Box<Sleep>>>, due: impl Fn() -> Instant) {
+    let watch = watch.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due())));
     loop {
-        let deadline = tape.deadline();
+        let deadline = due();
         if deadline < watch.deadline() || watch.is_elapsed() {
             watch.as_mut().reset(deadline);
         }
         watch.as_mut().await;
-        if tape.deadline() <= Instant::now() {
+        if due() <= Instant::now() {
             return;
         }
     }
+}
+
+/// Drops heads that are none of an answer: they tell of the upstream's connection, not of the client's.
+fn without_interim(mut tasks: Vec<HttpTask>) -> Vec<HttpTask> {
+    tasks.retain(|task| !matches!(task, HttpTask::Header(head, _) if head.status.is_informational()));
+    tasks
 }
 
 /// What the upstream failed for.
@@ -101,14 +148,19 @@ fn failure_of(tasks: Vec<HttpTask>) -> Option<Box<Error>> {
 impl Replay {
     /// Writes what the upstream has answered, or what the client gets in its place.
     async fn write(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let tasks = without_interim(tasks);
+        if tasks.is_empty() {
+            return Ok(false);
+        }
         if !self.tape.is_holding() {
-            let is_empty =
-                matches!(tasks.first(), Some(HttpTask::Header(head, true)) if !head.status.is_informational());
-            if is_empty {
+            if matches!(tasks.first(), Some(HttpTask::Header(_, true))) {
                 return Error::e_explain(ErrorType::ConnectionClosed, "the upstream answered nothing")
                     .map_err(Error::into_up);
             }
-            return self.real.response_duplex_vec(tasks.into_iter().map(without_trailers).collect()).await;
+            if self.tape.is_opening() {
+                return self.keep_head(tasks);
+            }
+            return self.pass(tasks).await;
         }
         let end = tasks.iter().any(HttpTask::is_end);
         if let Some(error) = failure_of(tasks) {
@@ -124,6 +176,73 @@ impl Replay {
         };
         let tasks = vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)];
         self.real.response_duplex_vec(tasks).await
+    }
+
+    /// Writes what the upstream has answered; before it the head, where that was held back.
+    async fn pass(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut tasks: Vec<HttpTask> = tasks.into_iter().map(without_trailers).collect();
+        let has_head = matches!(tasks.first(), Some(HttpTask::Header(..)));
+        if let Some(head) = self.head.take()
+            && !has_head
+        {
+            tasks.insert(0, head);
+        }
+        self.written.note(&tasks);
+        self.real.response_duplex_vec(tasks).await
+    }
+
+    /// Nothing of a stream's beginning is written yet, but its head, which belongs to this try, will be.
+    fn keep_head(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        for task in tasks {
+            match task {
+                HttpTask::Failed(error) => return Err(error),
+                HttpTask::Header(..) => {
+                    self.head = Some(task);
+                    self.written.at = Instant::now();
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// When the client has to get something, for it may believe a silent stream dead.
+    fn silent_until(&self) -> Option<Instant> {
+        let silence_max = self.tape.silence_max()?;
+        let may_speak = match self.tape.is_opening() {
+            true => self.head.is_some(),
+            false => self.written.is_between_events(),
+        };
+        may_speak.then(|| self.written.at + silence_max)
+    }
+
+    /// Breaks the silence. A stream that has not begun gets its head, and from then on nobody else can be asked.
+    async fn speak(&mut self) -> Result<()> {
+        if let Some(HttpTask::Header(head, _)) = self.head.take() {
+            // As with comments: it goes into an empty buffer whole, or there is something wrong with who should take it.
+            let mut write = pin!(self.real.write_response_header(head));
+            let written = poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await;
+            let Poll::Ready(Ok(())) = written else {
+                return Error::e_explain(ErrorType::WriteError, "the client does not take the answer's head");
+            };
+            self.written.has_head = true;
+            self.tape.head_has_passed();
+        }
+        self.comment().await;
+        Ok(())
+    }
+
+    /// Tells the client that there is nothing to tell. Whoever waits here may be interrupted, so it is tried once and not
+    /// waited for: these few bytes go into the connection's buffer whole, and what does not leave that at once leaves with
+    /// what is written next.
+    async fn comment(&mut self) {
+        self.written.at = Instant::now();
+        let mut write = pin!(self.real.write_response_body(Bytes::from_static(COMMENT), false));
+        poll_fn(|context| {
+            let _ = write.as_mut().poll(context);
+            Poll::Ready(())
+        })
+        .await;
     }
 }
 
@@ -149,8 +268,9 @@ impl CustomSession for Replay {
 
     /// Polled for as long as the upstream is at work: ends when the client leaves or the upstream is overdue.
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        let Self { real, tape, watch } = self;
         loop {
+            let silent_until = self.silent_until();
+            let Self { real, tape, watch, silence, .. } = &mut *self;
             let client_leaves = async {
                 match tape.is_draining() {
                     false => real.read_body_or_idle(true).await,
@@ -161,7 +281,15 @@ impl CustomSession for Replay {
                 left = client_leaves => if !tape.drain() {
                     return left;
                 },
-                () = overdue(watch, tape) => return Error::e_explain(UPSTREAM_OVERDUE, "the upstream took too long"),
+                () = reached(watch, || tape.deadline()) => {
+                    return Error::e_explain(UPSTREAM_OVERDUE, "the upstream took too long");
+                }
+                () = async {
+                    match silent_until {
+                        Some(until) => reached(silence, || until).await,
+                        None => std::future::pending().await,
+                    }
+                } => self.speak().await?,
             }
         }
     }

@@ -38,6 +38,7 @@ use super::{Shared, settle};
 use crate::billing::{self, SinkPlace, SpoolPlace};
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
+use crate::relay::route::RetryBudget;
 use crate::store::{Difference, Store};
 use crate::telemetry::{AccessLog, Metrics};
 
@@ -117,6 +118,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         recorder,
         idempotency,
         metrics: Arc::clone(&metrics),
+        retries: RetryBudget::default(),
         access_log,
         resolver: Resolver::new(),
         demo: Demo::default(),

@@ -57,7 +57,7 @@ fn log_answered(exchange: &Exchange, caller: Option<&Caller>, model: Option<&Arc
 
 /// No upstream answered: a record that costs nothing.
 fn settle_failed(exchange: &Exchange, mut dispatch: Dispatch) {
-    let asked = dispatch.target().or(dispatch.candidates.last());
+    let asked = dispatch.target().or(dispatch.admitted.model.targets.first());
     let provider = asked.map(|target| target.provider.name.clone()).unwrap_or_default();
     let used = Used { provider, interrupted: exchange.status == 0, ..Used::default() };
     // Nobody waits for it: there is no answer whose end it could hold back.

@@ -32,6 +32,12 @@ pub(super) struct Tape {
     drain_until_us: AtomicU64,
     /// Whether the upstream's answer is held back: a refusal that is being read.
     holding: AtomicBool,
+    /// Whether a stream's beginning is held back, with its head.
+    opening: AtomicBool,
+    /// Whether the client has a stream's head, though the stream has not begun.
+    head_passed: AtomicBool,
+    /// After how much silence a stream gets a comment, in microseconds; 0 where it gets none.
+    comment_every_us: AtomicU64,
     /// What the client gets in place of the answer that is held back.
     substitute: Mutex<Option<Substitute>>,
     /// What the next bytes to the client wait for: the record of the request that they complete.
@@ -58,6 +64,9 @@ impl Tape {
             drain_max_us: micros(drain_max),
             drain_until_us: AtomicU64::new(0),
             holding: AtomicBool::new(false),
+            opening: AtomicBool::new(false),
+            head_passed: AtomicBool::new(false),
+            comment_every_us: AtomicU64::new(0),
             substitute: Mutex::new(None),
             receipt: Mutex::new(None),
             claim: Mutex::new(None),
@@ -94,6 +103,39 @@ impl Tape {
     /// Holds back what the upstream answers, or lets it pass again.
     pub(super) fn hold(&self, holding: bool) {
         self.holding.store(holding, Ordering::Relaxed);
+        self.opening.store(false, Ordering::Relaxed);
+    }
+
+    /// Holds back a stream's beginning, until that is known to be none of an error.
+    pub(super) fn open(&self, opening: bool) {
+        self.opening.store(opening, Ordering::Relaxed);
+    }
+
+    /// Whether that is so.
+    pub(super) fn is_opening(&self) -> bool {
+        self.opening.load(Ordering::Relaxed)
+    }
+
+    /// The client has got a stream's head, because its beginning took too long to be waited for in silence.
+    pub(super) fn head_has_passed(&self) {
+        self.head_passed.store(true, Ordering::Relaxed);
+        self.opening.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has: then no other upstream can be asked.
+    pub(super) fn has_head_passed(&self) -> bool {
+        self.head_passed.load(Ordering::Relaxed)
+    }
+
+    /// Has a comment written to a stream after each such silence; none where it is zero.
+    pub(super) fn comment_every(&self, silence: Duration) {
+        self.comment_every_us.store(micros(silence), Ordering::Relaxed);
+    }
+
+    /// After how much silence the client gets a comment.
+    pub(super) fn silence_max(&self) -> Option<Duration> {
+        let us = self.comment_every_us.load(Ordering::Relaxed);
+        (us > 0 && !self.is_draining()).then(|| Duration::from_micros(us))
     }
 
     /// Whether it is held back.

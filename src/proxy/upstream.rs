@@ -17,12 +17,12 @@ use super::tape::UPSTREAM_OVERDUE;
 use super::{Shared, answer};
 use crate::relay::dialect::ProviderError;
 use crate::relay::refusal::{Cause, Refusal};
-use crate::relay::route::{Dialect, Endpoint, Provider, Secret};
+use crate::relay::route::{Dialect, Endpoint, Provider, Secret, Verdict};
 
-/// How many candidates are asked for one request, at most.
-pub(super) const CANDIDATES_MAX: usize = 3;
-/// Each candidate may be asked once more where the connection to it may have been stale.
-pub(super) const TRIES_MAX: usize = 2 * CANDIDATES_MAX;
+/// How many targets, or credentials of one, are asked for one request, at most.
+pub(super) const TARGETS_MAX: usize = 3;
+/// Each may be asked once more where the connection to it may have been stale.
+pub(super) const TRIES_MAX: usize = 2 * TARGETS_MAX;
 
 /// Idle connections to a provider are kept this long: shorter than what their load balancers keep them.
 const IDLE_KEPT_SECONDS: u64 = 50;
@@ -71,12 +71,12 @@ fn resolved(address: SocketAddr, tls: bool, host: &str) -> HttpPeer {
     HttpPeer::new(address, tls, host.to_owned())
 }
 
-/// The head of the request to the current candidate. Nothing of the client's head passes.
+/// The head of the request to who is asked. Nothing of the client's head passes.
 pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result<RequestHeader> {
     let provider = dispatch
         .target()
         .map(|target| &target.provider)
-        .ok_or_else(|| Error::explain(ErrorType::InternalError, "no candidate is being asked"))?;
+        .ok_or_else(|| Error::explain(ErrorType::InternalError, "no target is being asked"))?;
     let (prefix, authority) = match &provider.endpoint {
         Endpoint::Demo => ("/v1", "demo"),
         Endpoint::Network(network) => (&*network.path, &*network.authority),
@@ -89,7 +89,7 @@ pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     headers.insert(ACCEPT, if dispatch.request.stream() { EVENT_STREAM } else { answer::JSON });
     headers.insert(USER_AGENT, OURSELVES);
-    if let Some(credential) = provider.credentials.get(dispatch.tries % provider.credentials.len().max(1)) {
+    if let Some(credential) = dispatch.stop.as_ref().and_then(|stop| provider.credentials.get(stop.credential)) {
         authenticate(&mut headers, provider.dialect, credential)?;
     }
     let (mut parts, ()) = http::Request::new(()).into_parts();
@@ -124,14 +124,35 @@ fn authenticate(headers: &mut HeaderMap, dialect: Dialect, credential: &Secret) 
     Ok(())
 }
 
-/// Whether another upstream may be asked after a refusal of that status: where the provider, not the request, was the reason
-/// and another may well say otherwise. A quota that is used up and a credential that is refused are the operator's to mend.
-pub(super) fn another_may_answer(status: u16, error: &ProviderError) -> bool {
-    let ProviderError::Provider(refusal) = error else { return false };
+/// Who may be asked after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    /// Another target.
+    Target,
+    /// The same target with another credential, and nobody else.
+    Credential,
+    /// The same target with another credential, else another target.
+    CredentialOrTarget,
+}
+
+/// What a refusal of that status says of who refused, and who may be asked next: where the provider, not the request, was the
+/// reason and another may well say otherwise. A quota that is used up is the operator's to mend.
+pub(super) fn judge(status: u16, error: &ProviderError) -> (Verdict, Option<Again>) {
+    // The provider is well: it has read the request.
+    let ProviderError::Provider(refusal) = error else { return (Verdict::Succeeded, None) };
+    let failed = match refusal.retry_after_ms {
+        // It says itself for how long; that is no sign of worse.
+        Some(after_ms) if after_ms > 0 => Verdict::Rest { after_ms },
+        _ => Verdict::Failed,
+    };
     match refusal.cause {
-        Cause::UpstreamRateLimited | Cause::UpstreamTimeout => true,
-        Cause::UpstreamError => status >= 500,
-        _ => false,
+        Cause::UpstreamRateLimited => (failed, Some(Again::CredentialOrTarget)),
+        Cause::UpstreamTimeout => (failed, Some(Again::Target)),
+        Cause::UpstreamError => (failed, (status >= 500).then_some(Again::Target)),
+        // A credential may be good for one model and not for another.
+        Cause::UpstreamAuth if status == 403 => (Verdict::ModelRefused, Some(Again::Credential)),
+        Cause::UpstreamAuth => (Verdict::CredentialRefused, Some(Again::Credential)),
+        _ => (failed, None),
     }
 }
 
@@ -177,10 +198,22 @@ mod tests {
 
     #[test]
     fn only_what_another_may_answer_is_tried_again() {
-        let again = |status| another_may_answer(status, &map_error(status, b"", None));
-        assert!([408, 429, 500, 502, 503, 504, 529].into_iter().all(again));
-        assert!(![400, 401, 402, 403, 404, 413, 422].into_iter().any(again));
+        let judged = |status| judge(status, &map_error(status, b"", None));
+        for status in [408, 500, 502, 503, 504, 529] {
+            assert_eq!(judged(status), (Verdict::Failed, Some(Again::Target)), "{status}");
+        }
+        assert_eq!(judged(429), (Verdict::Failed, Some(Again::CredentialOrTarget)));
+        assert_eq!(judged(401), (Verdict::CredentialRefused, Some(Again::Credential)));
+        assert_eq!(judged(403), (Verdict::ModelRefused, Some(Again::Credential)));
+        for status in [402, 404] {
+            assert_eq!(judged(status), (Verdict::Failed, None), "{status}");
+        }
+        for status in [400, 413, 422] {
+            assert_eq!(judged(status), (Verdict::Succeeded, None), "the provider is well: {status}");
+        }
         let quota = br#"{"error":{"message":"no","type":"insufficient_quota","code":"insufficient_quota"}}"#;
-        assert!(!another_may_answer(429, &map_error(429, quota, None)));
+        assert_eq!(judge(429, &map_error(429, quota, None)), (Verdict::Failed, None));
+        let rest = Verdict::Rest { after_ms: 7_000 };
+        assert_eq!(judge(503, &map_error(503, b"", Some(7_000))), (rest, Some(Again::Target)));
     }
 }

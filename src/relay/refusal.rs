@@ -92,6 +92,8 @@ causes! {
     UpstreamRateLimited => 502, "upstream_error", "upstream_rate_limited";
     /// The provider refused the operator's credential or account.
     UpstreamAuth => 502, "upstream_error", "upstream_auth";
+    /// The operator's account with the provider is used up: the same to clients, for whom only the operator can help.
+    UpstreamFunds => 502, "upstream_error", "upstream_auth";
     /// The provider's answer broke off.
     UpstreamTruncated => 502, "upstream_error", "upstream_truncated";
     /// The relay has as much to do as it can.

@@ -33,8 +33,12 @@ pub struct Metrics {
     pub held: IntGauge,
     /// `tollgate_upstream_attempts_total{provider,outcome}`
     pub upstream_attempts: IntCounterVec,
-    /// `tollgate_upstream_healthy{provider}`: whether the last attempt got an answer.
-    pub upstream_healthy: IntGaugeVec,
+    /// `tollgate_upstream_retries_total{outcome}`: second tries that were made, and those that the budget did not allow.
+    pub upstream_retries: IntCounterVec,
+    /// `tollgate_upstream_healthy{provider}`: whether a request would be sent to it now, for any of its models.
+    upstream_healthy: IntGaugeVec,
+    /// `tollgate_upstream_breakers{provider,state}`: the states of its models with each of its credentials.
+    upstream_breakers: IntGaugeVec,
     /// `tollgate_key_cache_total{outcome}`
     pub key_cache: IntCounterVec,
     /// `tollgate_spool_events`
@@ -94,6 +98,19 @@ pub struct Observed {
     pub spool_bytes_max: u64,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
+    /// The providers of the configuration in force.
+    pub providers: Vec<ObservedProvider>,
+}
+
+/// A provider.
+#[derive(Debug, Default, Clone)]
+pub struct ObservedProvider {
+    /// Its name.
+    pub name: Box<str>,
+    /// Whether a request would be sent to it now.
+    pub healthy: bool,
+    /// How many of its models, with each of its credentials, are in which state.
+    pub breakers: [(&'static str, u64); 5],
 }
 
 /// A sink besides the ledger.
@@ -153,7 +170,14 @@ impl Metrics {
             holds_active: gauge(r, "holds_active", "Requests that hold what they may come to cost.")?,
             held: gauge(r, "held_nano_usd", "What running requests hold of their accounts.")?,
             upstream_attempts: counters(r, "upstream_attempts_total", "Tries at providers.", &["provider", "outcome"])?,
-            upstream_healthy: gauges(r, "upstream_healthy", "Whether the last try got an answer.", "provider")?,
+            upstream_retries: counters(r, "upstream_retries_total", "Second tries.", &["outcome"])?,
+            upstream_healthy: gauges(r, "upstream_healthy", "Whether a request would be sent there.", &["provider"])?,
+            upstream_breakers: gauges(
+                r,
+                "upstream_breakers",
+                "Models with each credential, by what is done with them.",
+                &["provider", "state"],
+            )?,
             key_cache: counters(r, "key_cache_total", "Key look-ups, by who answered.", &["outcome"])?,
             spool_events: gauge(r, "spool_events", "Records that wait for the ledger.")?,
             spool_oldest_seconds: gauge(r, "spool_oldest_seconds", "How long the oldest of them has waited.")?,
@@ -161,9 +185,14 @@ impl Metrics {
             spool_bytes: gauge(r, "spool_bytes", "Room that the spool takes or keeps for running requests.")?,
             spool_bytes_max: gauge(r, "spool_bytes_max", "Room that the spool may take, or its disk has.")?,
             sink_delivered: counters(r, "sink_delivered_total", "Deliveries of records.", &["sink", "outcome"])?,
-            sink_parked: gauges(r, "sink_parked", "Records that a sink refuses.", "sink")?,
-            sink_lag_events: gauges(r, "sink_lag_events", "Records that wait for a sink.", "sink")?,
-            sink_oldest_seconds: gauges(r, "sink_oldest_seconds", "How long the oldest of them has waited.", "sink")?,
+            sink_parked: gauges(r, "sink_parked", "Records that a sink refuses.", &["sink"])?,
+            sink_lag_events: gauges(r, "sink_lag_events", "Records that wait for a sink.", &["sink"])?,
+            sink_oldest_seconds: gauges(
+                r,
+                "sink_oldest_seconds",
+                "How long the oldest of them has waited.",
+                &["sink"],
+            )?,
             ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
             config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
             access_lines_dropped: register(
@@ -220,6 +249,15 @@ impl Metrics {
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
         observed.sinks.iter().for_each(|sink| self.take_over_sink(sink));
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
+        // Providers come and go with the configuration.
+        self.upstream_healthy.reset();
+        self.upstream_breakers.reset();
+        for provider in &observed.providers {
+            self.upstream_healthy.with_label_values(&[&*provider.name]).set(i64::from(provider.healthy));
+            for (state, count) in provider.breakers {
+                set(&self.upstream_breakers.with_label_values(&[&*provider.name, state]), count);
+            }
+        }
         self.holds_active.set(observed.holds_active);
         self.held.set(observed.held_nano_usd);
         for (gauge, value) in [
@@ -266,8 +304,8 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntG
     register(registry, IntGauge::new(format!("tollgate_{name}"), help)?)
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
-    register(registry, IntGaugeVec::new(Opts::new(format!("tollgate_{name}"), help), &[label])?)
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    register(registry, IntGaugeVec::new(Opts::new(format!("tollgate_{name}"), help), labels)?)
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
@@ -278,6 +316,21 @@ fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> pr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn providers_come_and_go_with_the_configuration() {
+        let metrics = Metrics::new().unwrap();
+        let breakers = [("closed", 2), ("half_open", 0), ("open", 1), ("resting", 0), ("refused", 0)];
+        let provider = ObservedProvider { name: "p".into(), healthy: true, breakers };
+        let page = |providers| {
+            let page = metrics.render(&Observed { providers, ..Observed::default() }).unwrap();
+            String::from_utf8(page).unwrap()
+        };
+        let shown = page(vec![provider]);
+        assert!(shown.contains("tollgate_upstream_healthy{provider=\"p\"} 1"), "{shown}");
+        assert!(shown.contains("tollgate_upstream_breakers{provider=\"p\",state=\"open\"} 1"), "{shown}");
+        assert!(!page(Vec::new()).contains("provider=\"p\""));
+    }
 
     #[test]
     fn a_sink_shows_what_went_through_and_what_waits() {

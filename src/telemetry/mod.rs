@@ -5,4 +5,4 @@ mod access_log;
 mod metrics;
 
 pub use access_log::{AccessLine, AccessLog, Writer};
-pub use metrics::{Metrics, Observed, ObservedSink};
+pub use metrics::{Metrics, Observed, ObservedProvider, ObservedSink};

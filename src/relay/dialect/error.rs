@@ -47,9 +47,10 @@ pub fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> Provi
         _ if report.is_moderation() => report.request_fault(Cause::InvalidValue, Some("content_filter")),
         // A balance that is used up, or a credential that is no good, under whatever status.
         _ if report.is_out_of_funds() => {
-            provider(Cause::UpstreamAuth, "The provider refused the relay's account.".into())
+            provider(Cause::UpstreamFunds, "The provider refused the relay's account.".into())
         }
-        401..=403 => provider(Cause::UpstreamAuth, "The provider refused the relay's credential.".into()),
+        402 => provider(Cause::UpstreamFunds, "The provider refused the relay's account.".into()),
+        401 | 403 => provider(Cause::UpstreamAuth, "The provider refused the relay's credential.".into()),
         429 => provider(Cause::UpstreamRateLimited, "The provider is limiting the relay's requests.".into()),
         408 | 504 => provider(Cause::UpstreamTimeout, "The provider took too long.".into()),
         // Of an unknown model or path the request is innocent: the relay's own catalogue named them.
@@ -321,20 +322,20 @@ mod tests {
         let quota = r#"{"error":{"message":"balance","type":"insufficient_quota","code":"insufficient_quota"}}"#;
         for (status, body, expected) in [
             (401, r#"{"error":{"message":"Incorrect API key provided: sk-fake"}}"#, Cause::UpstreamAuth),
-            (402, "", Cause::UpstreamAuth),
+            (402, "", Cause::UpstreamFunds),
             (403, r#""Invalid token""#, Cause::UpstreamAuth),
             (404, "<html>", Cause::UpstreamError),
             (404, r#"{"error":{"message":"m","code":"model_not_found"}}"#, Cause::UpstreamError),
             (408, "", Cause::UpstreamTimeout),
             (429, limited, Cause::UpstreamRateLimited),
-            (429, quota, Cause::UpstreamAuth),
-            (429, r#"{"error":{"code":"1113","message":"balance"}}"#, Cause::UpstreamAuth),
+            (429, quota, Cause::UpstreamFunds),
+            (429, r#"{"error":{"code":"1113","message":"balance"}}"#, Cause::UpstreamFunds),
             (429, r#"{"error":{"code":"1302","message":"busy"}}"#, Cause::UpstreamRateLimited),
-            (429, r#"{"error":{"message":"org-SYNTH","type":"exceeded_current_quota_error"}}"#, Cause::UpstreamAuth),
+            (429, r#"{"error":{"message":"org-SYNTH","type":"exceeded_current_quota_error"}}"#, Cause::UpstreamFunds),
             (429, r#"{"error":{"message":"busy","type":"engine_overloaded_error"}}"#, Cause::UpstreamRateLimited),
             (429, r#"{"message":"TPM limit reached.","data":null}"#, Cause::UpstreamRateLimited),
-            (403, r#"{"code":30001,"message":"your account balance","data":null}"#, Cause::UpstreamAuth),
-            (400, r#"{"error":{"code":"Arrearage","message":"balance"}}"#, Cause::UpstreamAuth),
+            (403, r#"{"code":30001,"message":"your account balance","data":null}"#, Cause::UpstreamFunds),
+            (400, r#"{"error":{"code":"Arrearage","message":"balance"}}"#, Cause::UpstreamFunds),
             (401, r#"{"detail":"Invalid API Key"}"#, Cause::UpstreamAuth),
             (404, r#"{"error":{"message":"m","code":"DeploymentNotFound"}}"#, Cause::UpstreamError),
             (503, r#"{"code":50505,"message":"overloaded","data":null}"#, Cause::UpstreamError),

@@ -106,4 +106,13 @@ pub struct AnswerError {
     pub kind: Option<Box<str>>,
     /// Its code, where it has one.
     pub code: Option<Box<str>>,
+    /// What the client is to be told of it; `None` where it is no more than a failure.
+    pub told: Option<Box<ProviderError>>,
+}
+
+impl AnswerError {
+    /// Whether it is the request that the provider complains of.
+    pub fn is_of_the_request(&self) -> bool {
+        matches!(self.told.as_deref(), Some(ProviderError::Request { .. }))
+    }
 }

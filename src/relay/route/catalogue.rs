@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ModelRules, Quirks, Secret};
+use super::{Health, ModelRules, Quirks, Secret};
 use crate::relay::meter::{ImageTokens, Price};
 
 /// The models, providers and plans of one configuration.
@@ -16,17 +16,30 @@ pub struct Catalogue {
     models_by_id: HashMap<Box<str>, Arc<Model>>,
     plans: HashMap<Box<str>, Arc<Plan>>,
     providers: Vec<Arc<Provider>>,
+    health: Health,
 }
 
 impl Catalogue {
     /// Puts a catalogue together. Ids and names are taken to be unique: `config` has checked it.
     pub fn new(models: Vec<Arc<Model>>, providers: Vec<Arc<Provider>>, plans: Vec<Arc<Plan>>) -> Self {
+        let health = Health::new(&models, &providers, None);
         Self {
+            health,
             models_by_id: models.iter().map(|model| (model.id.clone(), Arc::clone(model))).collect(),
             models,
             plans: plans.into_iter().map(|plan| (plan.name.clone(), plan)).collect(),
             providers,
         }
+    }
+
+    /// Takes over what `running`, which this catalogue replaces, knows of the providers that are the same.
+    pub fn inherit(&mut self, running: &Catalogue) {
+        self.health = Health::new(&self.models, &self.providers, Some(&running.health));
+    }
+
+    /// What is known of the providers' health.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// The model that clients ask for as `id`.
@@ -72,6 +85,9 @@ pub struct Model {
     pub owned_by: Box<str>,
     /// What it costs.
     pub price: Price,
+    /// Whether another target is asked where the first byte of an answer does not come in time. What was asked may go on and
+    /// cost the operator all the same.
+    pub retry_timeouts: bool,
     /// Where it can be had; never empty.
     pub targets: Vec<Target>,
 }
@@ -106,6 +122,8 @@ pub struct Provider {
     pub quirks: Quirks,
     /// How long it may take.
     pub times: ProviderTimes,
+    /// Whether it is left alone after failures. Without, it is asked whatever it has answered before.
+    pub breaker: bool,
 }
 
 /// The wire formats that providers speak.

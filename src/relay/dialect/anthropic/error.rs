@@ -36,12 +36,14 @@ pub(super) fn map_error_inside(json: &[u8]) -> (Bytes, Bytes, AnswerError) {
         message: report.message.chars().take(MESSAGE_CHARS_MAX).collect(),
         kind: report.kind.as_deref().map(Into::into),
         code: report.code.as_deref().map(Into::into),
+        told: None,
     };
-    let (event, body) = match judge(500, report, None) {
-        ProviderError::Request { body, .. } => ([b"data: ", &body[..], b"\n\n"].concat().into(), body),
-        ProviderError::Provider(refusal) => (error_event(&refusal), refusal.to_json().into()),
+    let told = judge(500, report, None);
+    let (event, body) = match &told {
+        ProviderError::Request { body, .. } => ([b"data: ", &body[..], b"\n\n"].concat().into(), body.clone()),
+        ProviderError::Provider(refusal) => (error_event(refusal), refusal.to_json().into()),
     };
-    (event, body, error)
+    (event, body, AnswerError { told: Some(Box::new(told)), ..error })
 }
 
 fn judge(status: u16, report: Report, retry_after_ms: Option<u64>) -> ProviderError {
@@ -52,9 +54,10 @@ fn judge(status: u16, report: Report, retry_after_ms: Option<u64>) -> ProviderEr
     // The type says it more exactly, and in the middle of a stream nothing else does.
     match report.kind.as_deref().and_then(status_of).unwrap_or(status) {
         _ if says(&ACCOUNT_TROUBLES) => {
-            provider(Cause::UpstreamAuth, "The provider refused the relay's account.".into())
+            provider(Cause::UpstreamFunds, "The provider refused the relay's account.".into())
         }
-        401..=403 => provider(Cause::UpstreamAuth, "The provider refused the relay's credential.".into()),
+        402 => provider(Cause::UpstreamFunds, "The provider refused the relay's account.".into()),
+        401 | 403 => provider(Cause::UpstreamAuth, "The provider refused the relay's credential.".into()),
         429 => provider(Cause::UpstreamRateLimited, "The provider is limiting the relay's requests.".into()),
         408 | 504 => provider(Cause::UpstreamTimeout, "The provider took too long.".into()),
         // The relay's own catalogue named the model, and its own code the path.
@@ -139,9 +142,9 @@ mod tests {
     fn the_operators_trouble_is_told_as_a_kind() {
         for (status, kind, message, cause) in [
             (401, "authentication_error", "invalid x-api-key sk-ant-1", Cause::UpstreamAuth),
-            (402, "billing_error", "m", Cause::UpstreamAuth),
+            (402, "billing_error", "m", Cause::UpstreamFunds),
             (403, "permission_error", "m", Cause::UpstreamAuth),
-            (400, "invalid_request_error", "Your credit balance is too low to access sk-", Cause::UpstreamAuth),
+            (400, "invalid_request_error", "Your credit balance is too low to access sk-", Cause::UpstreamFunds),
             (404, "not_found_error", "model: claude-sonet-4-5", Cause::UpstreamError),
             (429, "rate_limit_error", "m", Cause::UpstreamRateLimited),
             (500, "api_error", "m", Cause::UpstreamError),

@@ -409,7 +409,7 @@ impl Translation {
 
     fn fail(&mut self, message: &'static str) {
         self.chunks.event(&error_event(&Refusal::new(Cause::UpstreamError, message)));
-        self.error = Some(AnswerError { message: message.into(), kind: None, code: None });
+        self.error = Some(AnswerError { message: message.into(), ..AnswerError::default() });
     }
 }
 

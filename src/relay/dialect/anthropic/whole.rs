@@ -93,7 +93,7 @@ impl WholeTranslator {
     }
 
     fn fail(&mut self, message: &'static str) -> (Outcome, Bytes) {
-        self.error = Some(AnswerError { message: message.into(), kind: None, code: None });
+        self.error = Some(AnswerError { message: message.into(), ..AnswerError::default() });
         (Outcome::Errored, Refusal::new(Cause::UpstreamError, message).to_json().into())
     }
 }

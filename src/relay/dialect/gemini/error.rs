@@ -48,12 +48,15 @@ pub fn map_error(status: u16, body: &[u8], retry_after_ms: Option<u64>) -> Provi
 pub(super) fn map_answer_error(body: &[u8]) -> (ProviderError, AnswerError) {
     let google = Google::read(body);
     let status = google.as_ref().map_or(500, |google| google.http_status());
+    let told = map_error(status, body, None);
     let seen = google.map(|google| AnswerError {
         message: google.message.chars().take(500).collect::<String>().into(),
         code: Some(google.code.to_string().into()),
         kind: (!google.status.is_empty()).then(|| google.status.into()),
+        told: None,
     });
-    (map_error(status, body, None), seen.unwrap_or_default())
+    let seen = AnswerError { told: Some(Box::new(told.clone())), ..seen.unwrap_or_default() };
+    (told, seen)
 }
 
 /// An error as Google's APIs write it.

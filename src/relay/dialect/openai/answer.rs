@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 
 use super::chunk::Progress;
+use super::fault::Trouble;
 use super::outlet::Outlet;
 use crate::relay::dialect::{Answer, AnswerError, End, Outcome};
 use crate::relay::meter::{SampledText, Usage};
@@ -14,15 +15,14 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// A streamed answer on its way through.
 ///
-/// Where the client asked for usage, what comes is forwarded, the very same bytes and at once. Where it did not, the relay
-/// still asked the provider: then the `usage` members are cut out of the chunks and the chunk that has nothing else is
-/// dropped, for which an event that has not wholly arrived is held back. One too long to be held is let through as it is.
-/// Behind `[DONE]` or an error nothing more is forwarded.
+/// What comes is forwarded, event by event and the very same bytes: one that has not wholly arrived is held back, for it may
+/// be an error, which the client is told in the relay's words. One too long to be held is let through as it is. Where the
+/// client did not ask for usage, the relay still asked the provider: then the `usage` members are cut out of the chunks and
+/// the chunk that has nothing else is dropped. Behind `[DONE]` or an error nothing more is forwarded.
 #[derive(Debug)]
 pub struct StreamReader {
     parser: SseParser,
     gate: Gate,
-    show_usage: bool,
     /// Room for what is not forwarded as it came.
     room: BytesMut,
 }
@@ -40,6 +40,8 @@ struct Gate {
     forwards: bool,
     /// What to cut out of the event at hand, in its data.
     cuts: Vec<Range<usize>>,
+    /// What the client gets in place of the event at hand.
+    substitute: Vec<u8>,
 }
 
 /// What becomes of a piece.
@@ -49,6 +51,8 @@ enum Fate {
     Drop,
     /// Forward it without [`Gate::cuts`].
     Cut,
+    /// Forward [`Gate::substitute`].
+    Replace,
 }
 
 impl StreamReader {
@@ -60,29 +64,7 @@ impl StreamReader {
     fn with_event_bytes_max(show_usage: bool, choices: u64, event_bytes_max: usize) -> Self {
         let progress = Progress { choices, ..Progress::default() };
         let gate = Gate { hide_usage: !show_usage, progress, ..Gate::default() };
-        Self { parser: SseParser::new(event_bytes_max), gate, show_usage, room: BytesMut::new() }
-    }
-
-    fn pass_shown(&mut self, chunk: Bytes) -> Bytes {
-        let gate = &mut self.gate;
-        let mut forwarded = 0;
-        self.parser.push(&chunk, |piece| {
-            if gate.judge(&piece) != Fate::Drop {
-                forwarded = piece.place().chunk_end;
-            }
-        });
-        if gate.closed { chunk.slice(..forwarded) } else { chunk }
-    }
-
-    fn pass_hidden(&mut self, chunk: &Bytes) -> Bytes {
-        let gate = &mut self.gate;
-        let mut outlet = Outlet::new(chunk, &mut self.room);
-        self.parser.push(chunk, |piece| match gate.judge(&piece) {
-            Fate::Forward => outlet.forward(piece.place()),
-            Fate::Drop => {}
-            Fate::Cut => outlet.forward_cut(&piece, &gate.cuts),
-        });
-        outlet.finish()
+        Self { parser: SseParser::new(event_bytes_max), gate, room: BytesMut::new() }
     }
 
     /// What is left at the end of the stream: an event without its blank line, of which nothing or something was forwarded.
@@ -97,15 +79,13 @@ impl StreamReader {
         // An overflow was forwarded as it came, and nothing of it was held.
         let mut forwarded = true;
         self.parser.finish(|piece| {
-            forwarded = !gate.hide_usage;
-            match gate.judge_rest(&piece) {
+            let fate = gate.judge_rest(&piece);
+            forwarded = matches!(fate, Fate::Forward | Fate::Cut);
+            match fate {
                 Fate::Drop => {}
-                _ if !gate.hide_usage => {}
-                fate => {
-                    forwarded = true;
-                    let cuts: &[_] = if fate == Fate::Cut { &gate.cuts } else { &[] };
-                    outlet.forward_cut(&piece, cuts);
-                }
+                Fate::Forward => outlet.forward_cut(&piece, &[]),
+                Fate::Cut => outlet.forward_cut(&piece, &gate.cuts),
+                Fate::Replace => outlet.write(&gate.substitute),
             }
         });
         if forwarded {
@@ -118,7 +98,15 @@ impl StreamReader {
 
 impl Answer for StreamReader {
     fn pass(&mut self, chunk: Bytes) -> Bytes {
-        if self.show_usage { self.pass_shown(chunk) } else { self.pass_hidden(&chunk) }
+        let gate = &mut self.gate;
+        let mut outlet = Outlet::new(&chunk, &mut self.room);
+        self.parser.push(&chunk, |piece| match gate.judge(&piece) {
+            Fate::Forward => outlet.forward(piece.place()),
+            Fate::Drop => {}
+            Fate::Cut => outlet.forward_cut(&piece, &gate.cuts),
+            Fate::Replace => outlet.write(&gate.substitute),
+        });
+        outlet.finish()
     }
 
     fn end(&mut self) -> End {
@@ -173,7 +161,7 @@ impl Gate {
             Piece::Event { event, .. } => self.judge_event(event).unwrap_or(Fate::Forward),
             Piece::Silent(_) | Piece::Overflow(_) => Fate::Forward,
         };
-        self.forwards = fate != Fate::Drop;
+        self.forwards = matches!(fate, Fate::Forward | Fate::Cut);
         fate
     }
 
@@ -193,16 +181,29 @@ impl Gate {
             self.closed = true;
             return Some(Fate::Forward);
         }
-        let Ok(chunk) = self.progress.look(&event.data, &mut self.cuts) else {
+        let is_named_error = event.name == Some(b"error") && !self.progress.is_finished();
+        let chunk = self.progress.look(&event.data, &mut self.cuts);
+        if is_named_error || chunk.as_ref().is_ok_and(|chunk| chunk.error) {
+            return Some(self.fail(&event.data));
+        }
+        let Ok(chunk) = chunk else {
             self.cuts.clear();
             return None;
         };
-        self.closed = chunk.error;
         Some(match self.hide_usage {
             true if chunk.only_usage => Fate::Drop,
             true if !self.cuts.is_empty() => Fate::Cut,
             _ => Fate::Forward,
         })
+    }
+
+    /// The provider has failed. What it says may name the operator's account and key.
+    fn fail(&mut self, data: &[u8]) -> Fate {
+        let trouble = Trouble::of_event(data);
+        self.closed = true;
+        self.progress.error = Some(trouble.error);
+        self.substitute = [b"data: ", &trouble.body[..], b"\n\n"].concat();
+        Fate::Replace
     }
 }
 
@@ -250,13 +251,14 @@ mod tests {
 
     #[test]
     fn a_client_that_asked_gets_the_very_same_bytes() {
-        let chunk = Bytes::from(format!("{DELTA}\n\n{FINISH}\n\n{USAGE}\n\ndata: [DO"));
+        let events = format!("{DELTA}\n\n{FINISH}\n\n{USAGE}\n\n");
+        let chunk = Bytes::from(format!("{events}data: [DO"));
         let mut reader = reader_of(true);
         let forwarded = reader.pass(chunk.clone());
-        assert_eq!((forwarded.as_ptr(), forwarded.len()), (chunk.as_ptr(), chunk.len()));
+        assert_eq!((forwarded.as_ptr(), forwarded.len()), (chunk.as_ptr(), events.len()));
         assert_eq!(reader.usage(), Some(Usage { input: 3, output: 1, ..Usage::default() }));
         assert_eq!(reader.sample().sample(), b"Hi");
-        reader.pass(Bytes::from_static(b"NE]\n\n"));
+        assert_eq!(&reader.pass(Bytes::from_static(b"NE]\n\n"))[..], b"data: [DONE]\n\n");
         assert_eq!(reader.end(), End { outcome: Outcome::Complete, append: Bytes::new() });
     }
 
@@ -316,7 +318,7 @@ mod tests {
     fn a_finish_that_broke_off_is_no_finish() {
         let cut = &FINISH[..FINISH.len() - 1];
         assert_eq!(hidden(cut), (String::new(), Outcome::Truncated));
-        assert_eq!(shown(cut), (format!("{cut}\n\n"), Outcome::Truncated));
+        assert_eq!(shown(cut), (String::new(), Outcome::Truncated));
     }
 
     #[test]
@@ -324,28 +326,66 @@ mod tests {
         let stream = format!("{FINISH}\n\n").replace("\"stop\"", "\"\"");
         let cut = format!("{stream}data: {{\"choi");
         assert_eq!(hidden(&cut), (stream.clone(), Outcome::Truncated));
-        assert_eq!(shown(&cut), (format!("{cut}\n\n"), Outcome::Truncated));
+        assert_eq!(shown(&cut), (stream, Outcome::Truncated));
         // Two were asked for: one that has finished is not all.
         let mut reader = StreamReader::new(true, 2);
         assert_eq!(pass(&mut reader, [format!("{FINISH}\n\n").as_bytes()]).1, Outcome::Truncated);
     }
 
     #[test]
-    fn behind_an_error_nothing_is_forwarded() {
-        let error = "event: error\ndata: {\"error\":{\"message\":\"no\",\"type\":\"t\",\"code\":7}}\n\n";
+    fn an_error_is_told_in_the_relays_words_and_nothing_behind_it() {
         let first = format!("{DELTA}\n\n").replace(r#","usage":null"#, "");
-        let stream = format!("{first}{error}{DELTA}\n\ndata: [DONE]\n\n");
-        for run in [shown, hidden] {
-            assert_eq!(run(&stream), (format!("{first}{error}"), Outcome::Errored));
+        let ours = |stream: &str| {
+            let told: Value = serde_json::from_str(stream.strip_prefix(&first)?.strip_prefix("data: ")?).ok()?;
+            Some(told["error"].clone())
+        };
+        for (error, kind, code) in [
+            (
+                r#"{"error":{"message":"key sk-1234567 of org-7","type":"server_error","code":7}}"#,
+                "upstream_error",
+                "upstream_error",
+            ),
+            (r#"{"error":"org-7 is tired"}"#, "upstream_error", "upstream_error"),
+            (r#"{"error":{"message":"org-7 is busy","code":429}}"#, "upstream_error", "upstream_rate_limited"),
+            (
+                r#"{"error":{"message":"no","type":"invalid_request_error","code":"bad"}}"#,
+                "invalid_request_error",
+                "bad",
+            ),
+        ] {
+            let stream = format!("{first}event: error\ndata: {error}\n\n{DELTA}\n\ndata: [DONE]\n\n");
+            for run in [shown, hidden] {
+                let (told, outcome) = run(&stream);
+                assert!(!told.contains("org-7") && !told.contains("sk-") && told.ends_with("}\n\n"), "{told}");
+                let told = ours(&told).unwrap();
+                assert_eq!((&told["type"], &told["code"], outcome), (&kind.into(), &code.into(), Outcome::Errored));
+            }
+            // Without its blank line, and without its name.
+            let cut = format!("{first}data: {error}");
+            for run in [shown, hidden] {
+                assert_eq!(ours(&run(&cut).0).unwrap()["code"], code);
+            }
         }
-        // But an answer that is finished is not taken back.
+        for unnamed in ["the key sk-1234567 is bad", r#"{"message":"the key sk-1234567 is bad"}"#, "{\"error\":"] {
+            let (told, outcome) = shown(&format!("{first}event: error\ndata: {unnamed}\n\n"));
+            assert_eq!((&ours(&told).unwrap()["code"], outcome), (&"upstream_error".into(), Outcome::Errored));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_finished_is_not_taken_back() {
         let reason = r#"data: {"choices":[],"error":{"message":"Token limit reached"}}"#;
         assert_eq!(shown(&format!("{FINISH}\n\n{reason}\n\ndata: [DONE]\n\n")).1, Outcome::Complete);
+    }
+
+    #[test]
+    fn an_error_is_known_to_the_relay_as_it_was_said() {
         let mut reader = reader_of(true);
-        reader.pass(Bytes::from(error));
+        reader.pass(Bytes::from_static(b"data: {\"error\":{\"message\":\"no\",\"type\":\"t\",\"code\":7}}\n\n"));
         assert!(!reader.began());
-        let expected = AnswerError { message: "no".into(), kind: Some("t".into()), code: Some("7".into()) };
-        assert_eq!(reader.error(), Some(&expected));
+        let error = reader.error().unwrap();
+        assert_eq!((&*error.message, error.kind.as_deref(), error.code.as_deref()), ("no", Some("t"), Some("7")));
+        assert!(!error.is_of_the_request());
     }
 
     #[test]

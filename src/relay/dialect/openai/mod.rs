@@ -5,6 +5,7 @@
 
 mod answer;
 mod chunk;
+mod fault;
 mod fields;
 mod outlet;
 mod quirks;

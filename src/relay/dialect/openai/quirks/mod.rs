@@ -9,7 +9,6 @@ mod choice;
 #[cfg(test)]
 mod decoded;
 mod edits;
-mod fault;
 mod finish;
 mod history;
 mod members;

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::choice::{Broken, Choice, Passed, Sent};
-use super::fault::Trouble;
 use super::writer::ObjectWriter;
+use crate::relay::dialect::openai::fault::Trouble;
 use crate::relay::dialect::openai::usage::{Report, write_usage};
 use crate::relay::dialect::{Answer, AnswerError, AnswerTerms, End, Outcome};
 use crate::relay::json::{Cursor, Fault, Kind, write_string};

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::choice::{Broken, Choice, Sent};
-use super::fault::Trouble;
 use super::stream::{mint, write_identity};
 use super::writer::ObjectWriter;
+use crate::relay::dialect::openai::fault::Trouble;
 use crate::relay::dialect::openai::usage::{Report, write_usage};
 use crate::relay::dialect::{Answer, AnswerError, AnswerTerms, End, Outcome};
 use crate::relay::json::{Cursor, Fault, Kind};

@@ -20,18 +20,40 @@ impl Trouble {
     pub(super) fn read(document: &[u8], error: &[u8]) -> Result<Self, Fault> {
         let error_read = read_error(&mut Cursor::new(error))?;
         let status = status_of(error, &error_read)?;
-        let body = match map_error(status, document, None) {
+        let told = map_error(status, document, None);
+        let body = match &told {
             ProviderError::Request { body, .. } => body.to_vec(),
             ProviderError::Provider(refusal) => refusal.to_json(),
         };
-        Ok(Self { error: error_read, body })
+        Ok(Self { error: AnswerError { told: Some(Box::new(told)), ..error_read }, body })
+    }
+
+    /// Reads an event that is an error: under `error`, or as a whole. One that cannot be read is a failure all the same.
+    pub(super) fn of_event(data: &[u8]) -> Self {
+        let read = error_member(data).and_then(|error| Self::read(data, error.unwrap_or(data)));
+        read.unwrap_or_else(|_| Self::upstream("unreadable", "The provider failed."))
     }
 
     /// A provider's failure that it gave no more than a word for, or none.
     pub(super) fn upstream(word: &str, told: &'static str) -> Self {
-        let error = AnswerError { message: word.into(), kind: None, code: None };
+        let error = AnswerError { message: word.into(), ..AnswerError::default() };
         Self { error, body: Refusal::new(Cause::UpstreamError, told).to_json() }
     }
+}
+
+/// The document's `error`, where it has one that is not null.
+fn error_member(document: &[u8]) -> Result<Option<&[u8]>, Fault> {
+    let mut cursor = Cursor::new(document);
+    let mut error = None;
+    let mut members = cursor.object()?;
+    while let Some(key) = cursor.next_member(&mut members)? {
+        match (&*key.decode(), cursor.kind()?) {
+            (_, Kind::Null) => cursor.skip()?,
+            (b"error", _) => error = Some(cursor.raw()?),
+            _ => cursor.skip()?,
+        }
+    }
+    Ok(error)
 }
 
 /// The HTTP status that the error would have had, had it come in time.
