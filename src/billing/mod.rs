@@ -26,6 +26,7 @@ mod elsewhere;
 mod feed;
 mod group;
 mod holds;
+mod log_taker;
 mod open_row;
 mod reading;
 mod recorder;

@@ -8,7 +8,7 @@
 //! transaction is several. A client waits for this one.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::group::{Acknowledgement, Arrived, Group, Portion};
+use super::log_taker;
 use super::open_row::Facts;
 use super::recorder::{Finished, Progress};
 use super::spool::{Acknowledged, Committed, SpoolError, SpoolFile, WriteError};
@@ -452,7 +453,7 @@ where
     K: FnMut(i64, Vec<Kept>) + Send + 'static,
 {
     let (ended, wait) = oneshot::channel();
-    scribe.log_taker = start_log_taker(&scribe)?;
+    scribe.log_taker = log_taker::start(&scribe.file, &scribe.state)?;
     std::thread::Builder::new().name("spool".into()).spawn(move || {
         let state = Arc::clone(&scribe.state);
         if let Err(error) = work(&inbox, &mut scribe) {
@@ -465,33 +466,6 @@ where
         drop(ended);
     })?;
     Ok(wait)
-}
-
-/// Starts the thread that takes the log in. It ends with the scribe. Without it all is done all the same, but clients wait longer.
-fn start_log_taker<K>(scribe: &Scribe<K>) -> std::io::Result<Option<SyncSender<()>>> {
-    let taker = match scribe.file.log_taker() {
-        Ok(taker) => taker,
-        Err(error) => {
-            tracing::warn!(%error, "the spool's log is taken in by who writes it");
-            return Ok(None);
-        }
-    };
-    let state = Arc::clone(&scribe.state);
-    let (tell, told) = sync_channel(1);
-    std::thread::Builder::new().name("spool log".into()).spawn(move || {
-        while told.recv().is_ok() {
-            match taker.take_in() {
-                Ok(()) => {}
-                Err(WriteError::Stalled(error)) => tracing::warn!(%error, "the spool's log cannot be taken in yet"),
-                Err(WriteError::Broken(error)) => {
-                    tracing::error!(%error, "the spool's log cannot be taken in; nothing more is sold, and the process is to end");
-                    state.fail();
-                    return;
-                }
-            }
-        }
-    })?;
-    Ok(Some(tell))
 }
 
 fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Result<(), SpoolError> {
