@@ -45,6 +45,8 @@ name = "scripted"
 dialect = "openai"
 base_url = "{upstream}/v1"
 credentials = [{{ env = "PROVIDER_KEY" }}]
+# It fails when it is told to, and is to be asked again.
+breaker = false
 
 [[provider]]
 name = "anthropic"
