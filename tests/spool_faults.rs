@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::setup::MODEL;
 use support::upstream::{finish, usage_chunk, word};
-use support::{Gate, Relay, Request, Response, Setup, Upstream, until, within};
+use support::{Answer, Gate, Received, Relay, Request, Response, Setup, Upstream, until, within};
 use tempfile::TempDir;
 
 fn hello() -> Value {
@@ -22,6 +22,18 @@ fn hello() -> Value {
 
 fn streamed() -> Value {
     json!({"model": MODEL, "max_tokens": 100, "stream": true, "messages": [{"role": "user", "content": "Say hello"}]})
+}
+
+/// A stream that ends when the gate is opened.
+fn in_two(request: &Received, answer: &mut Answer, gate: &Gate) {
+    let model = &request.json()["model"];
+    answer.begin_events();
+    answer.event(&word(model, "Hello"));
+    assert!(gate.wait());
+    answer.event(&finish(model));
+    answer.event(&usage_chunk(model, 9, 2));
+    answer.event("[DONE]");
+    answer.end();
 }
 
 /// The shim that lets the spool's syncs fail, built into that folder.
@@ -90,16 +102,7 @@ fn a_stream_whose_record_cannot_be_kept_does_not_end_well() {
     let fault = tools.path().join("fault");
     let go_on = Gate::new();
     let gate = go_on.clone();
-    let upstream = Upstream::start(move |request, answer| {
-        let model = &request.json()["model"];
-        answer.begin_events();
-        answer.event(&word(model, "Hello"));
-        assert!(gate.wait());
-        answer.event(&finish(model));
-        answer.event(&usage_chunk(model, 9, 2));
-        answer.event("[DONE]");
-        answer.end();
-    });
+    let upstream = Upstream::start(move |request, answer| in_two(request, answer, &gate));
     let relay = Setup::new(&upstream)
         .billing("durability = \"power\"")
         .env("LD_PRELOAD", sync_fault(tools.path()).to_str().unwrap())
@@ -145,17 +148,7 @@ fn a_full_spool_refuses_before_it_asks_and_settles_what_runs() {
     let go_on = Gate::new();
     let gate = go_on.clone();
     let upstream = Upstream::start(move |request, answer| {
-        if request.json()["stream"] != true {
-            return answer.politely(request);
-        }
-        let model = &request.json()["model"];
-        answer.begin_events();
-        answer.event(&word(model, "Hello"));
-        assert!(gate.wait());
-        answer.event(&finish(model));
-        answer.event(&usage_chunk(model, 9, 2));
-        answer.event("[DONE]");
-        answer.end();
+        if request.json()["stream"] == true { in_two(request, answer, &gate) } else { answer.politely(request) }
     });
     let spool = disk.0.path().join("spool.db");
     let relay = Setup::new(&upstream).spool(&spool).start();

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -176,9 +175,8 @@ pub(super) struct Claim {
 
 impl Claim {
     /// An answer with this head begins to pass.
-    pub(super) fn begin(&mut self, status: StatusCode, headers: &HeaderMap) {
-        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("application/json");
-        self.head = Some((status.as_u16(), kind.into()));
+    pub(super) fn begin(&mut self, status: StatusCode, kind: &HeaderValue) {
+        self.head = Some((status.as_u16(), kind.to_str().unwrap_or("application/json").into()));
     }
 
     /// A piece of the answer passes.

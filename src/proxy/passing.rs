@@ -22,20 +22,20 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 const X_TOLLGATE_DROPPED: HeaderName = HeaderName::from_static("x-tollgate-dropped");
 const X_TOLLGATE_OUTPUT_TOKENS_MAX: HeaderName = HeaderName::from_static("x-tollgate-output-tokens-max");
 
-/// An answer that may pass, and its head as the client gets it.
+/// An answer that may pass.
 pub(super) struct Prepared {
-    pub(super) head: ResponseHeader,
+    /// Its content type, as the client is told it.
+    pub(super) kind: HeaderValue,
+    /// Its head, where it is told only when it is whole.
+    pub(super) late_head: Option<Box<ResponseHeader>>,
     pub(super) reader: Box<dyn Answer + Sync>,
     pub(super) is_stream: bool,
-    /// It is told when it is whole.
-    pub(super) is_gathered: bool,
 }
 
 impl Relay {
     /// Rewrites the head of an answer. A document is taken up, a stream has to begin first.
     pub(super) fn commit(&self, head: &mut ResponseHeader, exchange: &mut Exchange) -> Result<()> {
         let prepared = prepare(head, exchange)?;
-        *head = prepared.head.clone();
         if !prepared.is_stream {
             return self.take_up(prepared, exchange);
         }
@@ -50,15 +50,15 @@ impl Relay {
 
     /// From here the answer passes, and no other upstream is asked.
     pub(super) fn take_up(&self, prepared: Prepared, exchange: &mut Exchange) -> Result<()> {
-        let Prepared { head, reader, is_stream, is_gathered } = prepared;
+        let Prepared { kind, late_head, reader, is_stream } = prepared;
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
         self.attempt(dispatch.provider(), "ok");
-        dispatch.tape.hold(is_gathered);
+        dispatch.tape.hold(late_head.is_some());
         if let Some(claim) = &mut dispatch.admitted.claim {
-            claim.begin(StatusCode::OK, &head.headers);
+            claim.begin(StatusCode::OK, &kind);
         }
         exchange.status = 200;
-        exchange.commit(reader, is_stream, is_gathered.then(|| Box::new(head)));
+        exchange.commit(reader, is_stream, late_head);
         Ok(())
     }
 
@@ -134,8 +134,8 @@ pub(super) fn told(error: &Error, exchange: &mut Exchange) -> Option<ProviderErr
     upstream::explain(error, provider).map(ProviderError::Provider)
 }
 
-/// The head of an answer as the client gets it, and the reader of what follows.
-fn prepare(head: &ResponseHeader, exchange: &mut Exchange) -> Result<Prepared> {
+/// Makes of an answer's head what the client gets, and finds the reader of what follows.
+fn prepare(head: &mut ResponseHeader, exchange: &mut Exchange) -> Result<Prepared> {
     let terms = AnswerTerms {
         id: format!("chatcmpl-{}", exchange.arrival.request_id.simple()).into(),
         created: exchange.arrival.unix_ms / 1000,
@@ -153,7 +153,8 @@ fn prepare(head: &ResponseHeader, exchange: &mut Exchange) -> Result<Prepared> {
     if let Some(length) = head.headers.get(CONTENT_LENGTH).filter(|_| unchanged && !is_stream) {
         new.insert(CONTENT_LENGTH, length.clone());
     }
-    new.insert(CONTENT_TYPE, if unchanged || is_stream { kind } else { JSON });
+    let kind = if unchanged || is_stream { kind } else { JSON };
+    new.insert(CONTENT_TYPE, kind.clone());
     if is_stream {
         new.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         // nginx in front of the relay would buffer the stream otherwise.
@@ -167,9 +168,10 @@ fn prepare(head: &ResponseHeader, exchange: &mut Exchange) -> Result<Prepared> {
     }
     let reader = dialect::answer(target, is_stream, terms, request.choices(), dispatch.signatures.clone());
     answer::stamp(&mut new, exchange)?;
+    *head = answer::whole_head(StatusCode::OK, new);
     // A document that is translated is told when it is whole: until then it may still turn out to be an error.
-    let head = answer::whole_head(StatusCode::OK, new);
-    Ok(Prepared { head, reader, is_stream, is_gathered: !unchanged && !is_stream })
+    let late_head = (!unchanged && !is_stream).then(|| Box::new(head.clone()));
+    Ok(Prepared { kind, late_head, reader, is_stream })
 }
 
 pub(super) fn truncated() -> Refusal {

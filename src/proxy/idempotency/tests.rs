@@ -53,8 +53,7 @@ async fn turn(desk: &mut Desk) {
 
 /// An answer that passes through a claim to its end.
 fn answer(claim: &mut Claim, outcome: Outcome) {
-    let headers = HeaderMap::from_iter([(CONTENT_TYPE, http::HeaderValue::from_static("text/plain"))]);
-    claim.begin(StatusCode::OK, &headers);
+    claim.begin(StatusCode::OK, &HeaderValue::from_static("text/plain"));
     claim.tee(b"Hello");
     claim.ended(outcome, b" there");
 }

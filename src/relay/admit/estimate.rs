@@ -3,10 +3,7 @@
 //! Costs are kept in millionths of a nano-USD until they are compared with money, so that what is held covers the same sum that
 //! will be billed, which is rounded up once.
 
-use crate::relay::meter::{CacheTime, NanoUsd, Price, Rates};
-
-/// Prices are for so many tokens.
-const PRICED_TOKENS: u128 = 1_000_000;
+use crate::relay::meter::{CacheTime, NanoUsd, PRICED_TOKENS, Price, Rates};
 
 /// What a request may use, each at the most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +69,7 @@ impl Estimate {
 
     fn with_output(&self, tokens: u64) -> NanoUsd {
         let millionths = self.prompt.saturating_add(self.step.saturating_mul(u128::from(tokens)));
-        NanoUsd(i64::try_from(millionths.div_ceil(PRICED_TOKENS)).unwrap_or(i64::MAX))
+        NanoUsd::of_priced(millionths)
     }
 }
 

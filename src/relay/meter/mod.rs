@@ -13,6 +13,7 @@ mod usage;
 pub use ceiling::{Attachment, CacheTime, ImageTokens, PromptCeiling};
 pub use decimal::parse_nano_usd;
 pub use document::{TokensDocument, UsageDocument, rfc3339};
+pub(in crate::relay) use price::PRICED_TOKENS;
 pub use price::{NanoUsd, Price, PriceTier, Rates};
 pub use record::UsageRecord;
 pub use sample::{PromptHead, PromptSample, SAMPLE_BYTES_MAX, SampledText};

@@ -9,6 +9,16 @@ use super::Usage;
 #[serde(transparent)]
 pub struct NanoUsd(pub i64);
 
+/// Rates are for so many tokens; a token's price times this is a whole number.
+pub(in crate::relay) const PRICED_TOKENS: u128 = 1_000_000;
+
+impl NanoUsd {
+    /// A sum over tokens times rates, rounded up once.
+    pub(in crate::relay) fn of_priced(millionths: u128) -> Self {
+        Self(i64::try_from(millionths.div_ceil(PRICED_TOKENS)).unwrap_or(i64::MAX))
+    }
+}
+
 /// What a model costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Price {
@@ -65,7 +75,7 @@ impl Price {
         .into_iter()
         .map(|(tokens, rate)| u128::from(tokens) * u128::from(rate))
         .fold(0, u128::saturating_add);
-        NanoUsd(i64::try_from(millionths.div_ceil(1_000_000)).unwrap_or(i64::MAX))
+        NanoUsd::of_priced(millionths)
     }
 }
 
