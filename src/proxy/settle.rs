@@ -33,12 +33,15 @@ pub(super) fn settle(exchange: &mut Exchange) {
 fn log_answered(exchange: &Exchange, caller: Option<&Caller>, model: Option<&Arc<Model>>, refusal: Option<&Refusal>) {
     let status = status_of(exchange);
     let model = model.map(|model| &*model.id);
+    let (key_id, account_id) =
+        (caller.map(|caller| &*caller.record.key_id), caller.map(|caller| &*caller.record.account_id));
+    exchange.trace.answers(account_id, key_id, model);
     count(exchange, model.unwrap_or_default(), "", status, None);
     exchange.shared.access_log.write(&AccessLine {
         time: time_text(exchange.arrival.unix_ms),
         request_id: exchange.arrival.request_id,
-        key_id: caller.map(|caller| &*caller.record.key_id),
-        account_id: caller.map(|caller| &*caller.record.account_id),
+        key_id,
+        account_id,
         model,
         provider: None,
         status,
@@ -195,6 +198,7 @@ fn record(exchange: &Exchange, admitted: &mut Admitted, used: Used) -> Option<Re
         first_token_ms: used.first_token_us.map(|us| milliseconds(us.saturating_sub(exchange.arrival.at_us))),
         total_ms: milliseconds(exchange.elapsed_us()),
     };
+    exchange.trace.settles(&record);
     Some(ticket.finish(record, used.unreported))
 }
 

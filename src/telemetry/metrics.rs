@@ -5,6 +5,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::SpanCounts;
 use crate::relay::meter::UsageRecord;
 use crate::relay::refusal::Cause;
 
@@ -65,6 +66,8 @@ pub struct Metrics {
     pub config_reloads: IntCounterVec,
     /// `tollgate_access_lines_dropped_total`
     pub access_lines_dropped: IntCounter,
+    /// `tollgate_trace_spans_total{outcome}`: spans that the receiver has, and those that it will not have.
+    trace_spans: IntCounterVec,
 }
 
 /// What is counted elsewhere and read at each scrape. All are totals since the start but for the holds and what waits.
@@ -98,6 +101,8 @@ pub struct Observed {
     pub spool_bytes_max: u64,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
+    /// What has become of traces' spans.
+    pub spans: SpanCounts,
     /// The providers of the configuration in force.
     pub providers: Vec<ObservedProvider>,
 }
@@ -199,6 +204,7 @@ impl Metrics {
                 r,
                 IntCounter::new("tollgate_access_lines_dropped_total", "Lines of the access log that found no place.")?,
             )?,
+            trace_spans: counters(r, "trace_spans_total", "Spans of traces, by what became of them.", &["outcome"])?,
             registry: registry.clone(),
         };
         #[cfg(target_os = "linux")]
@@ -249,6 +255,11 @@ impl Metrics {
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
         observed.sinks.iter().for_each(|sink| self.take_over_sink(sink));
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
+        let SpanCounts { sent, queue_full, undelivered, refused } = observed.spans;
+        let outcomes = [("sent", sent), ("queue_full", queue_full), ("undelivered", undelivered), ("refused", refused)];
+        for (outcome, total) in outcomes {
+            raise(&self.trace_spans.with_label_values(&[outcome]), total);
+        }
         // Providers come and go with the configuration.
         self.upstream_healthy.reset();
         self.upstream_breakers.reset();
