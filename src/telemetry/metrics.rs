@@ -64,6 +64,8 @@ pub struct Metrics {
     pub ledger_drift: IntGauge,
     /// `tollgate_config_reloads_total{outcome}`
     pub config_reloads: IntCounterVec,
+    /// `tollgate_config_refused`: 1 while the files on the disk are refused and the configuration before them is in force.
+    config_refused: IntGauge,
     /// `tollgate_access_lines_dropped_total`
     pub access_lines_dropped: IntCounter,
     /// `tollgate_trace_spans_total{outcome}`: spans that the receiver has, and those that it will not have.
@@ -99,6 +101,8 @@ pub struct Observed {
     pub spool_bytes: u64,
     /// What the spool may take.
     pub spool_bytes_max: u64,
+    /// Whether the configuration on the disk is refused.
+    pub config_refused: bool,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
     /// What has become of traces' spans.
@@ -200,6 +204,7 @@ impl Metrics {
             )?,
             ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
             config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
+            config_refused: gauge(r, "config_refused", "Whether the configuration on the disk is refused.")?,
             access_lines_dropped: register(
                 r,
                 IntCounter::new("tollgate_access_lines_dropped_total", "Lines of the access log that found no place.")?,
@@ -209,7 +214,15 @@ impl Metrics {
         };
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// Series whose labels are known beforehand: a counter that appears with its first event has no increase to alert on.
+    fn begin_at_zero(&self) {
+        Cause::ALL.iter().for_each(|cause| self.refusals.with_label_values(&[cause.code()]).inc_by(0));
+        ["ok", "refused"].iter().for_each(|outcome| self.config_reloads.with_label_values(&[outcome]).inc_by(0));
+        ["made", "no_budget"].iter().for_each(|outcome| self.upstream_retries.with_label_values(&[outcome]).inc_by(0));
     }
 
     /// Counts a refusal or failure by its cause.
@@ -271,6 +284,7 @@ impl Metrics {
         }
         self.holds_active.set(observed.holds_active);
         self.held.set(observed.held_nano_usd);
+        self.config_refused.set(i64::from(observed.config_refused));
         for (gauge, value) in [
             (&self.spool_events, observed.spool_events),
             (&self.spool_oldest_seconds, observed.spool_oldest_seconds),
