@@ -5,26 +5,19 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+#[path = "traces/receiver.rs"]
+mod receiver;
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::KeyValue;
-use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
-use opentelemetry_proto::tonic::trace::v1::Span;
-use prost::Message;
+use receiver::{
+    ALL, Any, CLIENT, ERROR, SERVER, Span, TOKEN, UNSET, assert_texts, attributes, decoded, receiver, spans, status,
+    text, texts, trace_of, traced, truth, whole,
+};
 use serde_json::{Value, json};
 use support::client::Request;
 use support::setup::{MODEL, PROVIDER_KEY, PROVIDER_MODEL};
 use support::upstream::word;
-use support::{Answer, End, Gate, Received, Relay, Reserved, Setup, Upstream, until};
+use support::{Answer, End, Gate, Relay, Reserved, Setup, Upstream, until};
 
-const SERVER: i32 = 2;
-const CLIENT: i32 = 3;
-const UNSET: i32 = 0;
-const ERROR: i32 = 2;
-
-/// What the receiver asks for.
-const TOKEN: &str = "token-of-the-receiver-42";
 /// What a client says, and nobody else is to read.
 const PROMPT: &str = "the-clients-own-secret-words";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -37,83 +30,6 @@ fn hello() -> Value {
 
 fn streamed() -> Value {
     json!({"model": MODEL, "stream": true, "messages": [{"role": "user", "content": PROMPT}]})
-}
-
-/// One who takes traces.
-fn receiver() -> Upstream {
-    Upstream::start(|_, answer| answer.whole(200, &[("content-type", "application/x-protobuf")], b""))
-}
-
-/// `[telemetry.traces]` to that address.
-fn traced(setup: Setup, receiver: std::net::SocketAddr, lines: &str) -> Setup {
-    setup.env("OTLP_TOKEN", TOKEN).table(&format!(
-        "[telemetry.traces]\nendpoint = \"http://{receiver}\"\n\
-         headers = [{{ name = \"authorization\", scheme = \"Bearer\", value = {{ env = \"OTLP_TOKEN\" }} }}]\n{lines}"
-    ))
-}
-
-/// Every request is sampled.
-const ALL: &str = "sample_ratio = 1.0";
-
-/// A batch, decoded by OpenTelemetry's own types.
-fn decoded(request: &Received) -> ExportTraceServiceRequest {
-    assert_eq!((request.method(), request.path()), ("POST", "/v1/traces"));
-    assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
-    assert_eq!(request.header("authorization"), Some(&*format!("Bearer {TOKEN}")));
-    ExportTraceServiceRequest::decode(&*request.body).unwrap()
-}
-
-fn spans(receiver: &Upstream) -> Vec<Span> {
-    let batches = receiver.received();
-    let resources = batches.iter().flat_map(|batch| decoded(batch).resource_spans);
-    resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
-}
-
-/// The spans of a request, its own first and the tries in their order, once they are there.
-#[track_caller]
-fn trace_of(receiver: &Upstream, request_id: &str) -> Vec<Span> {
-    until(&format!("the trace of {request_id}"), || {
-        let spans = spans(receiver);
-        let own = spans.iter().find(|span| text(span, "tollgate.request_id").as_deref() == Some(request_id))?;
-        let tries = spans.iter().filter(|span| span.parent_span_id == own.span_id).cloned();
-        Some(std::iter::once(own.clone()).chain(tries).collect())
-    })
-}
-
-fn attributes(of: &[KeyValue]) -> BTreeMap<String, Any> {
-    of.iter().map(|pair| (pair.key.clone(), pair.value.clone().unwrap().value.unwrap())).collect()
-}
-
-fn text(span: &Span, key: &str) -> Option<String> {
-    match attributes(&span.attributes).remove(key)? {
-        Any::StringValue(text) => Some(text),
-        other => panic!("{key} is {other:?}"),
-    }
-}
-
-fn whole(span: &Span, key: &str) -> Option<i64> {
-    match attributes(&span.attributes).remove(key)? {
-        Any::IntValue(number) => Some(number),
-        other => panic!("{key} is {other:?}"),
-    }
-}
-
-fn truth(span: &Span, key: &str) -> Option<bool> {
-    match attributes(&span.attributes).remove(key)? {
-        Any::BoolValue(truth) => Some(truth),
-        other => panic!("{key} is {other:?}"),
-    }
-}
-
-fn status(span: &Span) -> i32 {
-    span.status.as_ref().map_or(UNSET, |status| status.code)
-}
-
-#[track_caller]
-fn assert_texts(span: &Span, expected: &[(&str, &str)]) {
-    for (key, expected) in expected {
-        assert_eq!(text(span, key).as_deref(), Some(*expected), "{key} of {span:#?}");
-    }
 }
 
 /// The request's span says what its row in the ledger says.
@@ -190,12 +106,14 @@ fn a_request_is_a_span_and_its_try_one_below_it() {
             ("gen_ai.request.model", PROVIDER_MODEL),
             ("tollgate.outcome", "ok"),
             ("server.address", "127.0.0.1"),
+            ("gen_ai.response.model", PROVIDER_MODEL),
         ],
     );
     assert_eq!(whole(tried, "server.port"), Some(upstream.address.port().into()));
     assert_eq!(whole(tried, "http.response.status_code"), Some(200));
     assert_eq!(whole(tried, "gen_ai.usage.input_tokens"), Some(9));
     assert_eq!(whole(tried, "gen_ai.usage.output_tokens"), Some(2));
+    assert_eq!(texts(tried, "gen_ai.response.finish_reasons"), ["stop"]);
     assert!(own.start_time_unix_nano <= tried.start_time_unix_nano);
     assert!(
         tried.start_time_unix_nano < tried.end_time_unix_nano && tried.end_time_unix_nano <= own.end_time_unix_nano
@@ -225,6 +143,7 @@ fn a_stream_tells_when_its_first_token_came() {
     let row = assert_as_billed(&relay, &trace[0], &id);
     assert_eq!(whole(&trace[0], "tollgate.first_token_ms"), row["first_token_ms"].as_i64());
     assert_eq!(truth(&trace[1], "gen_ai.request.stream"), Some(true));
+    assert_eq!(texts(&trace[1], "gen_ai.response.finish_reasons"), ["stop"]);
     let [event] = &trace[1].events[..] else { panic!("{trace:#?}") };
     assert_eq!(event.name, "first_token");
     let Some(Any::DoubleValue(seconds)) =

@@ -21,7 +21,7 @@ use crate::config::Snapshot;
 use crate::relay::admit::{Permit, WindowView};
 use crate::relay::auth::{KeyEntry, KeyRecord};
 use crate::relay::dialect::gemini::SignatureScope;
-use crate::relay::dialect::openai::ChatRequest;
+use crate::relay::dialect::openai::{ChatRequest, Remarks};
 use crate::relay::dialect::{Answer, AnswerError, Outcome, ProviderError};
 use crate::relay::meter::PromptHead;
 use crate::relay::refusal::{Cause, Refusal};
@@ -178,6 +178,8 @@ pub(super) struct Answering {
     pub(super) first_token_us: Option<u64>,
     /// What billing was told last.
     pub(super) checkpoint: Checkpoint,
+    /// What it says of itself, where its request is traced.
+    pub(super) remarks: Option<Box<Remarks>>,
 }
 
 /// How far an answer had come when billing was told of it.
@@ -298,6 +300,7 @@ impl Exchange {
             outcome: None,
             first_token_us: None,
             checkpoint: Checkpoint { at_us: now_us, text_bytes: 0 },
+            remarks: self.trace.is_recorded().then(|| Box::new(Remarks::new(is_stream))),
         }));
     }
 
@@ -332,6 +335,14 @@ impl Answering {
         }
         if let Some(claim) = &mut self.admitted.claim {
             claim.tee(out);
+        }
+        self.remark(out);
+    }
+
+    /// Reads what the answer says of itself in what the client gets.
+    pub(super) fn remark(&mut self, out: &Bytes) {
+        if let Some(remarks) = &mut self.remarks {
+            remarks.push(out);
         }
     }
 

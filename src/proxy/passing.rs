@@ -67,6 +67,7 @@ impl Relay {
         let Step::Answering(answering) = &mut exchange.step else { return Ok(passed) };
         let ended = answering.answer.end();
         answering.outcome = Some(ended.outcome);
+        answering.remark(&ended.append);
         answering.judge(ended.outcome, exchange.arrival.clock.now_us());
         answering.end_claim(ended.outcome, &ended.append);
         let all = joined(passed, &ended.append);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::exchange::{Admitted, Answering, Arrival, Caller, Checkpoint, Dispatch, Exchange, Step};
 use super::time_text;
 use crate::billing::{Progress, Receipt, Unreported};
-use crate::relay::dialect::Outcome;
+use crate::relay::dialect::{self, Outcome};
 use crate::relay::meter::{Encoding, Usage, UsageRecord};
 use crate::relay::refusal::Refusal;
 use crate::relay::route::Model;
@@ -87,6 +87,11 @@ pub(super) fn settle_answer(exchange: &mut Exchange) -> Option<Receipt> {
 fn settle_answered(exchange: &Exchange, mut answering: Answering) {
     if answering.is_stream {
         exchange.shared.metrics.streams_active.dec();
+    }
+    if let Some(remarks) = &answering.remarks {
+        // A translated answer names the model as its client did.
+        let model = remarks.model().filter(|_| dialect::passes_unchanged(&answering.target));
+        exchange.trace.answered(model, remarks.finish_reasons());
     }
     // The client has all that it gets.
     drop(bill(exchange, &mut answering));

@@ -53,6 +53,9 @@ pub(super) struct Gathered {
     pub(super) account_id: Option<Box<str>>,
     pub(super) key_id: Option<Box<str>>,
     pub(super) model: Option<Box<str>>,
+    /// The model that answered, by its own word, and why its choices ended.
+    pub(super) answer_model: Option<Box<str>>,
+    pub(super) finish_reasons: Box<[&'static str]>,
     /// Why it failed, if it did.
     pub(super) cause: Option<Cause>,
     /// What it used, where it was admitted.
@@ -116,6 +119,19 @@ impl Trace {
     /// The request has failed, for this.
     pub fn fails(&self, cause: Cause) {
         self.note(|gathered| gathered.cause = Some(cause));
+    }
+
+    /// Whether anything of the request is wanted.
+    pub fn is_recorded(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// What the provider's answer said of itself.
+    pub fn answered(&self, model: Option<&str>, finish_reasons: &[&'static str]) {
+        self.note(|gathered| {
+            gathered.answer_model = model.map(Into::into);
+            gathered.finish_reasons = finish_reasons.into();
+        });
     }
 
     /// The relay answers by itself.

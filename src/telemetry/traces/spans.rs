@@ -8,7 +8,7 @@
 //! on the request's span it stands by the relay's own names, in disjoint classes, as it was billed.
 
 use super::recording::{Context, Finished, Gathered, OK, Try};
-use super::wire::{AnyValue, Code, Event, KeyValue, Kind, Span, Status, Value};
+use super::wire::{AnyValue, Code, Event, KeyValue, Kind, List, Span, Status, Value};
 use crate::relay::meter::UsageRecord;
 use crate::relay::route::{Dialect, Endpoint, Provider};
 
@@ -113,6 +113,10 @@ fn of_try(context: &Context, gathered: &Gathered, number: usize, made: &Try) -> 
     if let Some(record) = gathered.record.as_deref().filter(|_| is_answer && gathered.is_billed) {
         attributes.usage(record);
     }
+    if is_answer {
+        attributes.optional_text("gen_ai.response.model", gathered.answer_model.as_deref());
+        attributes.texts("gen_ai.response.finish_reasons", &gathered.finish_reasons);
+    }
     if let Some(first_us) = first_token_us.filter(|_| made.is_stream) {
         attributes.seconds("gen_ai.response.time_to_first_chunk", first_us.saturating_sub(made.began_us));
     }
@@ -163,6 +167,14 @@ impl Attributes {
     fn optional_text(&mut self, key: &str, text: Option<&str>) {
         if let Some(text) = text {
             self.text(key, text);
+        }
+    }
+
+    /// A list; none where there is nothing in it.
+    fn texts(&mut self, key: &str, texts: &[&str]) {
+        let values = texts.iter().map(|text| AnyValue { value: Some(Value::Text((*text).to_owned())) });
+        if !texts.is_empty() {
+            self.add(key, Value::List(List { values: values.collect() }));
         }
     }
 

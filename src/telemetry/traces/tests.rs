@@ -1,3 +1,5 @@
+//! Who is sampled, below whom, and when a trace is handed over.
+
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};

@@ -131,7 +131,7 @@ pub(super) struct KeyValue {
 /// Its value.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct AnyValue {
-    #[prost(oneof = "Value", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Value", tags = "1, 2, 3, 4, 5")]
     pub(super) value: Option<Value>,
 }
 
@@ -146,4 +146,13 @@ pub(super) enum Value {
     Whole(i64),
     #[prost(double, tag = "4")]
     Real(f64),
+    #[prost(message, tag = "5")]
+    List(List),
+}
+
+/// `ArrayValue`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct List {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) values: Vec<AnyValue>,
 }
