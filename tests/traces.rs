@@ -9,12 +9,13 @@ mod support;
 mod receiver;
 
 use receiver::{
-    ALL, Any, CLIENT, ERROR, SERVER, Span, TOKEN, UNSET, assert_texts, attributes, decoded, receiver, spans, status,
-    text, texts, trace_of, traced, truth, whole,
+    ALL, Any, CLIENT, ERROR, SERVER, TOKEN, UNSET, assert_as_billed, assert_texts, attributes, decoded, receiver,
+    spans, status, text, texts, trace_of, traced, truth, whole,
 };
 use serde_json::{Value, json};
 use support::client::Request;
 use support::setup::{MODEL, PROVIDER_KEY, PROVIDER_MODEL};
+use support::tls::Authority;
 use support::upstream::word;
 use support::{Answer, End, Gate, Relay, Reserved, Setup, Upstream, until};
 
@@ -30,36 +31,6 @@ fn hello() -> Value {
 
 fn streamed() -> Value {
     json!({"model": MODEL, "stream": true, "messages": [{"role": "user", "content": PROMPT}]})
-}
-
-/// The request's span says what its row in the ledger says.
-#[track_caller]
-fn assert_as_billed(relay: &Relay, span: &Span, request_id: &str) -> Value {
-    let row = relay.usage_of(request_id);
-    for key in [
-        "input_tokens",
-        "cache_read_tokens",
-        "cache_write_5m_tokens",
-        "cache_write_1h_tokens",
-        "output_tokens",
-        "reasoning_tokens",
-        "cost_nano_usd",
-    ] {
-        assert_eq!(whole(span, &format!("tollgate.{key}")), row[key].as_i64(), "{key}: {row} {span:#?}");
-    }
-    for key in ["estimated", "interrupted"] {
-        assert_eq!(truth(span, &format!("tollgate.{key}")), row[key].as_bool(), "{key}: {row}");
-    }
-    assert_texts(
-        span,
-        &[
-            ("tollgate.account_id", row["account_id"].as_str().unwrap()),
-            ("tollgate.key_id", row["key_id"].as_str().unwrap()),
-            ("tollgate.provider", row["provider"].as_str().unwrap()),
-            ("gen_ai.request.model", MODEL),
-        ],
-    );
-    row
 }
 
 /// So many spans have come to this.
@@ -449,6 +420,58 @@ fn without_the_setting_nobody_is_asked_and_nothing_is_said() {
     assert_eq!((answer.status, answer.end), (200, End::Clean));
     assert_eq!(upstream.only().header("traceparent"), None);
     assert_eq!(relay.metric("tollgate_trace_spans_total", &[]), 0.0);
+}
+
+#[test]
+fn a_translated_answer_is_told_in_the_conventions_words() {
+    let upstream = Upstream::start(|_, answer| {
+        answer.json(
+            200,
+            &json!({
+                "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-at-home",
+                "content": [{"type": "text", "text": "Hello there"}], "stop_reason": "max_tokens",
+                "usage": {"input_tokens": 5, "cache_read_input_tokens": 30, "output_tokens": 2},
+            }),
+        );
+    });
+    let receiver = receiver();
+    let provider = format!(
+        "[[provider]]\nname = \"claude\"\ndialect = \"anthropic\"\nbase_url = \"http://{}\"\n\
+         credentials = [{{ env = \"UPSTREAM_KEY\" }}]\n",
+        upstream.address
+    );
+    let setup = Setup::bare().table(&provider).model(MODEL, &[("claude", 0)]);
+    let relay = traced(setup, receiver.address, ALL).start();
+    let answer = relay.chat(&hello());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let id = answer.request_id();
+    let trace = trace_of(&receiver, &id);
+    let row = assert_as_billed(&relay, &trace[0], &id);
+    assert_eq!((row["input_tokens"].as_i64(), row["cache_read_tokens"].as_i64()), (Some(5), Some(30)));
+    assert_texts(&trace[1], &[("gen_ai.provider.name", "anthropic"), ("tollgate.provider", "claude")]);
+    assert_eq!(whole(&trace[1], "gen_ai.usage.input_tokens"), Some(35), "those from a cache are of the prompt");
+    assert_eq!(whole(&trace[1], "gen_ai.usage.cache_read.input_tokens"), Some(30));
+    assert_eq!(texts(&trace[1], "gen_ai.response.finish_reasons"), ["length"]);
+    assert_eq!(text(&trace[1], "gen_ai.response.model"), None, "the client's own name for it is no news");
+}
+
+#[test]
+fn a_receiver_behind_tls_has_to_show_who_it_is() {
+    let authority = Authority::new("An authority");
+    for (host, outcome) in [("localhost", "sent"), ("another.test", "undelivered")] {
+        let tls = authority.certify(host).server();
+        let receiver = Upstream::start_tls(tls, |_, answer| answer.whole(200, &[], b""));
+        let upstream = Upstream::polite();
+        let endpoint = format!("https://localhost:{}", receiver.address.port());
+        let relay = Setup::new(&upstream)
+            .file("roots.pem", &authority.pem())
+            .env("SSL_CERT_FILE", "roots.pem")
+            .table(&format!("[telemetry.traces]\nendpoint = {endpoint:?}\n{ALL}"))
+            .start();
+        assert_eq!(relay.chat(&hello()).status, 200);
+        wait_for_outcome(&relay, outcome, 2.0);
+        assert_eq!(receiver.count() == 0, outcome == "undelivered");
+    }
 }
 
 /// A UUID's bytes.

@@ -14,11 +14,11 @@ pub struct Metrics {
     registry: Registry,
     /// `tollgate_requests_total{model,provider,status}`
     pub requests: IntCounterVec,
-    /// `tollgate_request_seconds`: of requests that went to a provider.
+    /// `tollgate_request_seconds`: of admitted requests.
     pub request_seconds: Histogram,
     /// `tollgate_first_token_seconds`
     pub first_token_seconds: Histogram,
-    /// `tollgate_overhead_seconds`: from the body's last byte to the upstream being asked.
+    /// `tollgate_overhead_seconds`: from the body's last byte to the request's admission.
     pub overhead_seconds: Histogram,
     /// `tollgate_tokens_total{model,class}`
     pub tokens: IntCounterVec,
@@ -159,7 +159,7 @@ impl Metrics {
             request_seconds: histogram(
                 r,
                 "request_seconds",
-                "Relayed requests, from arrival to the last byte.",
+                "Admitted requests, from arrival to the end.",
                 SECONDS_BUCKETS,
             )?,
             first_token_seconds: histogram(
@@ -168,7 +168,12 @@ impl Metrics {
                 "From arrival to the first token.",
                 SECONDS_BUCKETS,
             )?,
-            overhead_seconds: histogram(r, "overhead_seconds", "The relay's own share.", OVERHEAD_BUCKETS)?,
+            overhead_seconds: histogram(
+                r,
+                "overhead_seconds",
+                "From a body's last byte to its request's admission.",
+                OVERHEAD_BUCKETS,
+            )?,
             tokens: counters(r, "tokens_total", "Tokens, by class.", &["model", "class"])?,
             cost_usd: register(
                 r,

@@ -7,8 +7,10 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 pub(crate) use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 pub(crate) use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
+use serde_json::Value;
 
-use crate::support::{Received, Setup, Upstream, until};
+use crate::support::setup::MODEL;
+use crate::support::{Received, Relay, Setup, Upstream, until};
 
 pub(crate) const SERVER: i32 = 2;
 pub(crate) const CLIENT: i32 = 3;
@@ -100,4 +102,34 @@ pub(crate) fn texts(span: &Span, key: &str) -> Vec<String> {
     let Some(Any::ArrayValue(list)) = attributes(&span.attributes).remove(key) else { return Vec::new() };
     let text = |value: Any| if let Any::StringValue(text) = value { text } else { panic!("{key} holds {value:?}") };
     list.values.into_iter().map(|value| text(value.value.unwrap())).collect()
+}
+
+/// The request's span says what its row in the ledger says.
+#[track_caller]
+pub(crate) fn assert_as_billed(relay: &Relay, span: &Span, request_id: &str) -> Value {
+    let row = relay.usage_of(request_id);
+    for key in [
+        "input_tokens",
+        "cache_read_tokens",
+        "cache_write_5m_tokens",
+        "cache_write_1h_tokens",
+        "output_tokens",
+        "reasoning_tokens",
+        "cost_nano_usd",
+    ] {
+        assert_eq!(whole(span, &format!("tollgate.{key}")), row[key].as_i64(), "{key}: {row} {span:#?}");
+    }
+    for key in ["estimated", "interrupted"] {
+        assert_eq!(truth(span, &format!("tollgate.{key}")), row[key].as_bool(), "{key}: {row}");
+    }
+    assert_texts(
+        span,
+        &[
+            ("tollgate.account_id", row["account_id"].as_str().unwrap()),
+            ("tollgate.key_id", row["key_id"].as_str().unwrap()),
+            ("tollgate.provider", row["provider"].as_str().unwrap()),
+            ("gen_ai.request.model", MODEL),
+        ],
+    );
+    row
 }
