@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -52,6 +53,9 @@ impl ProxyHttp for Relay {
         super::listeners::head_arrived();
         Exchange::new(Arc::clone(&self.shared))
     }
+
+    /// None: by default there would be one that compresses, switched off, which costs each request for nothing.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
         // Where Pingora means to close (HTTP/1.0, doubtful framing, a shutdown), it is right.

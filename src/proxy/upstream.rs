@@ -10,7 +10,6 @@ use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, OrErr};
-use tokio::time::timeout;
 
 use super::exchange::Dispatch;
 use super::tape::UPSTREAM_OVERDUE;
@@ -41,8 +40,8 @@ pub(super) async fn peer(shared: &Shared, provider: &Provider, turn: usize) -> R
     let (address, tls, host) = match &provider.endpoint {
         Endpoint::Demo => (shared.demo.address().await.map_err(|error| error.to_string())?, false, ""),
         Endpoint::Network(network) => {
-            let resolved = timeout(provider.times.connect, shared.resolver.resolve(&network.host, network.port, turn));
-            (resolved.await.map_err(|_| "its name was not resolved in time")??, network.tls, &*network.host)
+            let resolved = shared.resolver.resolve(&network.host, network.port, turn, provider.times.connect);
+            (resolved.await?, network.tls, &*network.host)
         }
     };
     let mut peer = resolved(address, tls, host);
