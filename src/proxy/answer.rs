@@ -25,7 +25,7 @@ use crate::relay::route::Model;
 
 /// Writes a refusal. Whatever of the body the client has still to send is read and forgotten, so that it gets to read this.
 pub(super) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) {
-    exchange.shared.metrics.refused(refusal.cause);
+    exchange.fails(refusal.cause);
     let is_read = session.downstream_session.is_body_done();
     if !is_read {
         // What follows on this connection may be the rest of a body that nobody framed.

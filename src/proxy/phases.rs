@@ -70,6 +70,7 @@ impl ProxyHttp for Relay {
 
     /// Everything up to admission. The relay writes its refusals itself, here.
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        exchange.begin_trace(session.req_header());
         let received = match self.overloaded(exchange) {
             Some(refusal) => Err(refusal),
             None => admission::receive(&self.shared, session, exchange).await,
@@ -175,7 +176,7 @@ impl ProxyHttp for Relay {
         let stale = reused && !overdue && !has_answered && dispatch.redial();
         let again = match (overdue, stale) {
             (false, true) => {
-                self.attempt(dispatch.provider(), "stale");
+                self.attempt(dispatch, "stale");
                 true
             }
             // Without its client an answer is waited for no longer than it would be read.
@@ -299,7 +300,7 @@ impl ProxyHttp for Relay {
         };
         let cause = answer::cause_of(&told);
         tracing::warn!(request_id = %exchange.arrival.request_id, code = cause.code(), reason = %error, "a request failed");
-        self.shared.metrics.refused(cause);
+        exchange.fails(cause);
         let mut claim = exchange.take_claim();
         if !began {
             settle(claim).await;

@@ -40,7 +40,7 @@ use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::relay::route::RetryBudget;
 use crate::store::{Difference, Store};
-use crate::telemetry::{AccessLog, Metrics};
+use crate::telemetry::{AccessLog, Metrics, TraceWriter, Traces, TracesPlace};
 
 /// How long running requests may take to end after SIGTERM.
 const GRACE_SECONDS: u64 = 300;
@@ -102,6 +102,8 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
     let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
 
+    let (traces, trace_writer) = start_traces(&snapshot)?;
+
     let (recorder, worker) = runtime
         .block_on(billing::open(&spool_place(&snapshot.billing), store.clone()))
         .map_err(|error| ServeError::Billing(error.to_string()))?;
@@ -120,6 +122,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         metrics: Arc::clone(&metrics),
         retries: RetryBudget::default(),
         access_log,
+        traces: traces.clone(),
         resolver: Resolver::new(),
         demo: Demo::default(),
         failed_logins: FailedLogins::new(),
@@ -129,7 +132,7 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     });
 
     let (end_billing, told) = ending();
-    let billing_done = runtime.spawn(worker.run(told, observer(&metrics, &shared.access_log)));
+    let billing_done = runtime.spawn(worker.run(told, observer(&metrics, &shared.access_log, traces)));
     let (end_desk, told) = ending();
     let desk_done = runtime.spawn(desk.run(told));
     let background = [
@@ -151,6 +154,9 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         tracing::error!("claims on Idempotency-Keys were not settled; they end by themselves");
     }
     flush(runtime.handle(), end_billing, billing_done);
+    if let Some(writer) = trace_writer {
+        writer.end();
+    }
     log_writer.end();
     if shared.recorder.state().failed() { Err(ServeError::SpoolFailed) } else { Ok(()) }
 }
@@ -164,10 +170,28 @@ fn ending() -> (oneshot::Sender<()>, impl Future<Output = ()>) {
     (end, told)
 }
 
-/// What becomes of a record once billing has priced it: the metrics of what was used, and its line.
-fn observer(metrics: &Arc<Metrics>, access_log: &AccessLog) -> impl Fn(&UsageRecord) + use<> {
+/// Starts what sends traces, where there are to be any.
+fn start_traces(snapshot: &config::Snapshot) -> Result<(Traces, Option<TraceWriter>), ServeError> {
+    let Some(config) = &snapshot.traces else { return Ok((Traces::default(), None)) };
+    let config = config.clone();
+    let place = TracesPlace {
+        endpoint: config.endpoint,
+        headers: config.headers,
+        sample_per_billion: config.sample_per_billion,
+        trust_parent: config.trust_parent,
+        propagate: config.propagate,
+        service_name: config.service_name,
+    };
+    let (traces, writer) =
+        Traces::start(place).map_err(|error| ServeError::Process(format!("telemetry.traces: {error}")))?;
+    Ok((traces, Some(writer)))
+}
+
+/// What becomes of a record once billing has priced it: the metrics of what was used, its line, and its trace.
+fn observer(metrics: &Arc<Metrics>, access_log: &AccessLog, traces: Traces) -> impl Fn(&UsageRecord) + use<> {
     let (metrics, access_log) = (Arc::clone(metrics), access_log.clone());
     move |record| {
+        traces.billed(record);
         metrics.settled(record);
         access_log.write(&settle::line(record));
     }
