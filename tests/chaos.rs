@@ -161,8 +161,7 @@ fn stormy(
 ) -> impl Fn(&Received, &mut Answer) + Send + Sync + 'static {
     let (storm, count) = (Arc::clone(storm), AtomicUsize::new(0));
     move |request, answer| {
-        let failure =
-            if storm.load(Ordering::SeqCst) { when(count.fetch_add(1, Ordering::SeqCst)) } else { None };
+        let failure = if storm.load(Ordering::SeqCst) { when(count.fetch_add(1, Ordering::SeqCst)) } else { None };
         match failure {
             Some(failure) => failure.happen(answer),
             None => answer.politely(request),
@@ -176,8 +175,7 @@ fn while_one_provider_fails_as_a_whole_every_request_succeeds() {
         let storm = Arc::new(AtomicBool::new(false));
         let good = Upstream::polite();
         let bad = Upstream::start(stormy(&storm, move |_| Some(failure)));
-        let relay =
-            relay(&[("good", &good.base_url()), ("bad", &bad.base_url())], "first_byte_seconds_max = 1");
+        let relay = relay(&[("good", &good.base_url()), ("bad", &bad.base_url())], "first_byte_seconds_max = 1");
         // Quiet requests pay for the second tries of the storm.
         let mut answers: Vec<Response> = (0..300).map(|_| relay.chat(&body(false))).collect();
         storm.store(true, Ordering::SeqCst);

@@ -12,7 +12,9 @@ use crate::proxy::{self, Upgrade};
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Take over from the process that runs with the same configuration file, without a pause. SIGUSR2 makes that process start this
+    /// Take over, without a pause, from the process that runs with the same configuration file
+    ///
+    /// It hands its sockets over, finishes what it is at, and ends. SIGUSR2 makes a running process start this by itself.
     #[arg(long)]
     upgrade: bool,
     /// Start the process and leave it, so that it is nobody's child
