@@ -14,8 +14,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use support::setup::MODEL;
+use support::tls::{Authority, connect};
 use support::upstream::{finish, usage_chunk, word};
-use support::{Connection, End, Gate, Manager, Relay, Request, Setup, Upstream, until};
+use support::{Connection, End, Gate, Manager, Relay, Request, Reserved, Setup, Upstream, until};
 
 fn asked(text: &str, stream: bool) -> Value {
     json!({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": text}]})
@@ -192,21 +193,43 @@ fn a_connection_that_is_kept_has_one_more_answer_of_the_old_process_and_is_told_
     let gate = Gate::new();
     let upstream = waits_for(&gate);
     let manager = Manager::new();
-    let relay = manager.of(Setup::new(&upstream)).start();
-    let mut kept = Connection::open(relay.http);
+    let authority = Authority::new("of the relay");
+    let relay = manager.of(Setup::new(&upstream)).https(&authority.certify("relay.test")).start();
+    let secured = || connect(relay.https, "relay.test", &authority.client(&[])).unwrap().0;
+    let mut kept = [Connection::open(relay.http), secured()];
     let ask = Request::chat(&asked("now", false)).key(&relay.key);
-    assert_eq!(kept.ask(&ask).header("connection").map(str::to_owned).as_deref().unwrap_or("keep-alive"), "keep-alive");
+    for connection in &mut kept {
+        assert_ne!(connection.ask(&ask).header("connection"), Some("close"));
+    }
     let old = relay.pid();
     manager.upgrade(&relay);
     assert!(is_alive(old), "for as long as somebody may still ask");
-    let last = kept.ask(&ask);
-    assert_eq!((last.status, last.header("connection")), (200, Some("close")), "{}", last.text());
-    assert!(kept.is_closed());
+    let [last, _] = kept.each_mut().map(|connection| {
+        let last = connection.ask(&ask);
+        assert_eq!((last.status, last.header("connection")), (200, Some("close")), "{}", last.text());
+        assert!(connection.is_closed());
+        last
+    });
+    assert_eq!(secured().ask(&ask).status, 200);
     assert!(relay.wait_for_end().success(), "{}", relay.stderr());
     assert_eq!(relay.usage_of(&last.request_id())["cost_nano_usd"], 13_000);
     assert_eq!(Request::get("/readyz").send(relay.admin).status, 200);
     assert!(relay.metrics_page().contains("tollgate_"));
     gate.open();
+}
+
+#[test]
+fn an_upgrade_takes_up_what_a_restart_would() {
+    let upstream = Upstream::polite();
+    let manager = Manager::new();
+    let relay = manager.of(Setup::new(&upstream)).start();
+    let elsewhere = Reserved::new();
+    relay.edit_config(|text| text.replace(&relay.metrics.to_string(), &elsewhere.address.to_string()));
+    manager.upgrade(&relay);
+    assert_eq!(Request::get("/metrics").send(elsewhere.address).status, 200);
+    assert!(relay.wait_for_end().success());
+    assert!(Connection::try_open(relay.metrics).is_err(), "nobody listens there any more");
+    assert_eq!(relay.chat(&asked("now", false)).status, 200);
 }
 
 #[test]

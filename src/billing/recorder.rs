@@ -69,6 +69,11 @@ impl Recorder {
         self.inbox.flushed().await
     }
 
+    /// Another process writes to the same spool from now on, which is found out by looking only later.
+    pub fn joined(&self) {
+        self.state.set_others(true);
+    }
+
     /// Whether a ticket would be given now, whatever the names of the request.
     pub fn is_open(&self) -> bool {
         self.state.can_record(LONG_TICKET_BYTES)

@@ -73,6 +73,7 @@ impl Giver {
         if !shared.stage.hold() {
             return Err(io::Error::other("this process ends already"));
         }
+        let held_since = Instant::now();
         wire.set_patience(Some(TAKING_MAX))?;
         let flushed = async { tokio::time::timeout(TAKING_MAX, shared.recorder.flushed()).await };
         match self.runtime.block_on(flushed) {
@@ -90,8 +91,10 @@ impl Giver {
             return Err(error);
         }
         shared.stage.hand_over(Instant::now());
+        shared.recorder.joined();
         self.sockets.close();
-        tracing::info!(pid, in_flight = shared.requests_in_flight.count(), "the new process has taken over");
+        let (held_ms, in_flight) = (held_since.elapsed().as_millis(), shared.requests_in_flight.count());
+        tracing::info!(pid, held_ms, in_flight, "the new process has taken over");
         Ok(())
     }
 
