@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// What the admin API asks of who uses it; without, there is none.
     pub admin_token: Option<Secret>,
+    /// Where traces go, if there are to be any. Begun once, at the start.
+    pub traces: Option<TracesConfig>,
     /// Models, providers and plans.
     pub catalogue: Catalogue,
     /// Every file that was read for it: the configuration, what it includes, secrets, certificates.
@@ -48,6 +50,7 @@ impl Snapshot {
                 "billing",
                 BillingConfig { drain_max: running.billing.drain_max, ..self.billing.clone() } != running.billing,
             ),
+            ("telemetry", self.traces != running.traces),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))
@@ -176,6 +179,23 @@ pub enum SinkTarget {
         /// How many full files are kept; 0 keeps all.
         files_max: u32,
     },
+}
+
+/// `[telemetry.traces]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracesConfig {
+    /// Where they are posted to: `http://` or `https://`, with a path and without user and password.
+    pub endpoint: Box<str>,
+    /// Headers that the receiver asks for: names in lower case, each once, and their values.
+    pub headers: Vec<(Box<str>, Secret)>,
+    /// How many of a billion requests are sampled, at most all.
+    pub sample_per_billion: u32,
+    /// Whether a client that sends a `traceparent` decides whether its request is sampled.
+    pub trust_parent: bool,
+    /// Whether providers get a `traceparent`.
+    pub propagate: bool,
+    /// `service.name`.
+    pub service_name: Box<str>,
 }
 
 /// `[limits]`.

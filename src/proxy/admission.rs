@@ -82,6 +82,15 @@ impl<'a> Route<'a> {
     }
 }
 
+/// The path as the API has it, where it has it: a model's own name is left open.
+pub(super) fn route_name(path: &str) -> Option<&'static str> {
+    Some(match Route::of(path)? {
+        Route::ChatCompletions => "/v1/chat/completions",
+        Route::Models => "/v1/models",
+        Route::Model(_) => "/v1/models/{id}",
+    })
+}
+
 fn expect_method(session: &Session, expected: &'static str) -> Result<(), Refusal> {
     let method = &session.req_header().method;
     if method == expected {
@@ -254,6 +263,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         failure: None,
         refused: None,
         opening: None,
+        trace: exchange.trace.clone(),
     }));
     Ok(Received::Dispatched)
 }

@@ -103,6 +103,8 @@ impl Shared {
             spool_bytes: billing.bytes_used().saturating_add(billing.bytes_reserved()),
             spool_bytes_max: billing.bytes_limit(),
             access_lines_dropped: self.access_log.dropped(),
+            config_refused: self.live.refused().is_some(),
+            spans: self.traces.counts(),
             providers: self.observed_providers(),
         }
     }

@@ -52,7 +52,7 @@ use crate::billing::Recorder;
 use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
 use crate::relay::route::RetryBudget;
-use crate::telemetry::{AccessLog, Metrics};
+use crate::telemetry::{AccessLog, Metrics, Traces};
 
 pub use self::handover::{Upgrade, detach};
 pub use self::phases::Relay;
@@ -69,6 +69,7 @@ pub struct Shared {
     /// Second tries that may still be made.
     retries: RetryBudget,
     access_log: AccessLog,
+    traces: Traces,
     resolver: Resolver,
     demo: Demo,
     failed_logins: FailedLogins,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -52,6 +53,9 @@ impl ProxyHttp for Relay {
         Exchange::new(Arc::clone(&self.shared))
     }
 
+    /// None: by default there would be one that compresses, switched off, which costs each request for nothing.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
     async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
         // Where Pingora means to close (HTTP/1.0, doubtful framing, a shutdown), it is right.
         if session.get_keepalive().is_some() {
@@ -65,6 +69,7 @@ impl ProxyHttp for Relay {
 
     /// Everything up to admission. The relay writes its refusals itself, here.
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        exchange.begin_trace(session.req_header());
         let received = match self.overloaded(exchange) {
             Some(refusal) => Err(refusal),
             None => admission::receive(&self.shared, session, exchange).await,
@@ -170,7 +175,7 @@ impl ProxyHttp for Relay {
         let stale = reused && !overdue && !has_answered && dispatch.redial();
         let again = match (overdue, stale) {
             (false, true) => {
-                self.attempt(dispatch.provider(), "stale");
+                self.attempt(dispatch, "stale");
                 true
             }
             // Without its client an answer is waited for no longer than it would be read.
@@ -297,7 +302,7 @@ impl ProxyHttp for Relay {
         };
         let cause = answer::cause_of(&told);
         tracing::warn!(request_id = %exchange.arrival.request_id, code = cause.code(), reason = %error, "a request failed");
-        self.shared.metrics.refused(cause);
+        exchange.fails(cause);
         let mut claim = exchange.take_claim();
         if !began {
             settle(claim).await;

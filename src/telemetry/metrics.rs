@@ -5,6 +5,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::SpanCounts;
 use crate::relay::meter::UsageRecord;
 use crate::relay::refusal::Cause;
 
@@ -13,11 +14,11 @@ pub struct Metrics {
     registry: Registry,
     /// `tollgate_requests_total{model,provider,status}`
     pub requests: IntCounterVec,
-    /// `tollgate_request_seconds`: of requests that went to a provider.
+    /// `tollgate_request_seconds`: of admitted requests.
     pub request_seconds: Histogram,
     /// `tollgate_first_token_seconds`
     pub first_token_seconds: Histogram,
-    /// `tollgate_overhead_seconds`: from the body's last byte to the upstream being asked.
+    /// `tollgate_overhead_seconds`: from the body's last byte to the request's admission.
     pub overhead_seconds: Histogram,
     /// `tollgate_tokens_total{model,class}`
     pub tokens: IntCounterVec,
@@ -63,8 +64,12 @@ pub struct Metrics {
     pub ledger_drift: IntGauge,
     /// `tollgate_config_reloads_total{outcome}`
     pub config_reloads: IntCounterVec,
+    /// `tollgate_config_refused`: 1 while the files on the disk are refused and the configuration before them is in force.
+    config_refused: IntGauge,
     /// `tollgate_access_lines_dropped_total`
     pub access_lines_dropped: IntCounter,
+    /// `tollgate_trace_spans_total{outcome}`: spans that the receiver has, and those that it will not have.
+    trace_spans: IntCounterVec,
 }
 
 /// What is counted elsewhere and read at each scrape. All are totals since the start but for the holds and what waits.
@@ -96,8 +101,12 @@ pub struct Observed {
     pub spool_bytes: u64,
     /// What the spool may take.
     pub spool_bytes_max: u64,
+    /// Whether the configuration on the disk is refused.
+    pub config_refused: bool,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
+    /// What has become of traces' spans.
+    pub spans: SpanCounts,
     /// The providers of the configuration in force.
     pub providers: Vec<ObservedProvider>,
 }
@@ -150,7 +159,7 @@ impl Metrics {
             request_seconds: histogram(
                 r,
                 "request_seconds",
-                "Relayed requests, from arrival to the last byte.",
+                "Admitted requests, from arrival to the end.",
                 SECONDS_BUCKETS,
             )?,
             first_token_seconds: histogram(
@@ -159,7 +168,12 @@ impl Metrics {
                 "From arrival to the first token.",
                 SECONDS_BUCKETS,
             )?,
-            overhead_seconds: histogram(r, "overhead_seconds", "The relay's own share.", OVERHEAD_BUCKETS)?,
+            overhead_seconds: histogram(
+                r,
+                "overhead_seconds",
+                "From a body's last byte to its request's admission.",
+                OVERHEAD_BUCKETS,
+            )?,
             tokens: counters(r, "tokens_total", "Tokens, by class.", &["model", "class"])?,
             cost_usd: register(
                 r,
@@ -195,15 +209,25 @@ impl Metrics {
             )?,
             ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
             config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
+            config_refused: gauge(r, "config_refused", "Whether the configuration on the disk is refused.")?,
             access_lines_dropped: register(
                 r,
                 IntCounter::new("tollgate_access_lines_dropped_total", "Lines of the access log that found no place.")?,
             )?,
+            trace_spans: counters(r, "trace_spans_total", "Spans of traces, by what became of them.", &["outcome"])?,
             registry: registry.clone(),
         };
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// Series whose labels are known beforehand: a counter that appears with its first event has no increase to alert on.
+    fn begin_at_zero(&self) {
+        Cause::ALL.iter().for_each(|cause| self.refusals.with_label_values(&[cause.code()]).inc_by(0));
+        ["ok", "refused"].iter().for_each(|outcome| self.config_reloads.with_label_values(&[outcome]).inc_by(0));
+        ["made", "no_budget"].iter().for_each(|outcome| self.upstream_retries.with_label_values(&[outcome]).inc_by(0));
     }
 
     /// Counts a refusal or failure by its cause.
@@ -249,6 +273,11 @@ impl Metrics {
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
         observed.sinks.iter().for_each(|sink| self.take_over_sink(sink));
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
+        let SpanCounts { sent, queue_full, undelivered, refused } = observed.spans;
+        let outcomes = [("sent", sent), ("queue_full", queue_full), ("undelivered", undelivered), ("refused", refused)];
+        for (outcome, total) in outcomes {
+            raise(&self.trace_spans.with_label_values(&[outcome]), total);
+        }
         // Providers come and go with the configuration.
         self.upstream_healthy.reset();
         self.upstream_breakers.reset();
@@ -260,6 +289,7 @@ impl Metrics {
         }
         self.holds_active.set(observed.holds_active);
         self.held.set(observed.held_nano_usd);
+        self.config_refused.set(i64::from(observed.config_refused));
         for (gauge, value) in [
             (&self.spool_events, observed.spool_events),
             (&self.spool_oldest_seconds, observed.spool_oldest_seconds),
