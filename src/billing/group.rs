@@ -46,6 +46,8 @@ pub(super) struct Arrived {
     /// Requests that were given up, and what was reserved for them.
     pub(super) released: Vec<(Uuid, Reserved)>,
     pub(super) acknowledged: Vec<Acknowledgement>,
+    /// Who waits for all to be written that came before.
+    pub(super) flushes: Vec<oneshot::Sender<()>>,
 }
 
 /// A sink's word, and who waits for it to be written.
@@ -70,6 +72,8 @@ pub(super) struct Group {
     finished: VecDeque<Ended>,
     removals: Vec<(Uuid, Reserved)>,
     acknowledged: Vec<Acknowledgement>,
+    /// Who waits for a row of every request that runs.
+    flushes: Vec<oneshot::Sender<()>>,
     /// When the first of the removals and acknowledgements is due.
     removals_due_us: Option<u64>,
 }
@@ -114,6 +118,7 @@ pub(super) struct Portion {
     pub(super) ended: Vec<Ended>,
     acknowledged: Vec<Acknowledged>,
     pub(super) waiting: Vec<oneshot::Sender<()>>,
+    pub(super) flushes: Vec<oneshot::Sender<()>>,
 }
 
 impl Arrived {
@@ -123,6 +128,12 @@ impl Arrived {
             && self.finished.is_empty()
             && self.released.is_empty()
             && self.acknowledged.is_empty()
+            && self.flushes.is_empty()
+    }
+
+    /// Whether somebody waits for what has come to be written.
+    pub(super) fn is_urgent(&self) -> bool {
+        !(self.finished.is_empty() && self.flushes.is_empty())
     }
 }
 
@@ -138,6 +149,7 @@ impl Group {
             finished: VecDeque::new(),
             removals: Vec::new(),
             acknowledged: Vec::new(),
+            flushes: Vec::new(),
             removals_due_us: None,
         }
     }
@@ -166,6 +178,7 @@ impl Group {
             }
         }
         self.acknowledged.append(&mut arrived.acknowledged);
+        self.flushes.append(&mut arrived.flushes);
         if self.removals_due_us.is_none() && !(self.removals.is_empty() && self.acknowledged.is_empty()) {
             self.removals_due_us = Some(now_us + self.pace.removal_within_us);
         }
@@ -173,7 +186,7 @@ impl Group {
 
     /// When something is to be written; `None` where nothing waits.
     pub(super) fn due_us(&self) -> Option<u64> {
-        if !self.finished.is_empty() {
+        if !self.finished.is_empty() || !self.flushes.is_empty() {
             return Some(0);
         }
         let firsts = [self.staged.front(), self.stale.front()].into_iter().flatten().map(|due| due.at_us);
@@ -188,7 +201,8 @@ impl Group {
     /// Takes out what to write together now.
     pub(super) fn portion(&mut self, now_us: u64) -> Result<Portion, serde_json::Error> {
         let mut portion = self.removals_only();
-        let before = now_us.saturating_add(self.pace.open_within_us / TAKEN_ALONG_PARTS);
+        let along = if self.flushes.is_empty() { self.pace.open_within_us / TAKEN_ALONG_PARTS } else { u64::MAX };
+        let before = now_us.saturating_add(along);
         while let Some(due) = self.staged.pop_front_if(|due| due.at_us <= before) {
             if let Some(running) = self.running.get_mut(&due.id).filter(|running| running.row == Row::Staged) {
                 portion.opened.push((due.id, open_row::encode(&running.facts, running.progress.as_ref())?));
@@ -205,6 +219,7 @@ impl Group {
         }
         let ended = self.finished.len().min(self.records_max);
         portion.ended.extend(self.finished.drain(..ended));
+        portion.flushes.append(&mut self.flushes);
         portion.closed.extend(portion.ended.iter().filter(|ended| ended.has_row).map(|ended| ended.finished.ticket));
         Ok(portion)
     }
@@ -238,6 +253,7 @@ impl Group {
             self.finished.push_front(ended);
         }
         self.removals.extend(portion.removals);
+        self.flushes.extend(portion.flushes);
         let back = portion.acknowledged.into_iter().zip(portion.waiting);
         self.acknowledged.extend(back.map(|(of, written)| Acknowledgement { of, written }));
         if !(self.removals.is_empty() && self.acknowledged.is_empty()) {
@@ -260,6 +276,7 @@ impl Portion {
             && self.closed.is_empty()
             && self.ended.is_empty()
             && self.acknowledged.is_empty()
+            && self.flushes.is_empty()
     }
 
     /// About how much it adds to the file.

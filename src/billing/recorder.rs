@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::elsewhere::Elsewhere;
 use super::open_row::Facts;
 use super::scribe::Inbox;
+use super::spool::SpoolError;
 use super::state::{BillingState, Reserved};
 use crate::relay::admit::{Charge, Hold};
 use crate::relay::meter::{Encoding, NanoUsd, Price, PromptHead, SampledText, Usage, UsageRecord};
@@ -58,6 +59,19 @@ impl Recorder {
         self.inbox.opened(request_id, Arc::new(facts));
         let place = Place { id: request_id, reserved: Some(reserved), recorder: self.clone() };
         Some(Ticket { place, hold })
+    }
+
+    /// Returns when what this process has admitted so far can be seen by others who read the spool.
+    ///
+    /// # Errors
+    /// The spool cannot be written any more.
+    pub async fn flushed(&self) -> Result<(), SpoolError> {
+        self.inbox.flushed().await
+    }
+
+    /// Another process writes to the same spool from now on, which is found out by looking only later.
+    pub fn joined(&self) {
+        self.state.set_others(true);
     }
 
     /// Whether a ticket would be given now, whatever the names of the request.

@@ -106,6 +106,13 @@ impl Inbox {
         wait.await.map_err(|_| SpoolError::Closed)
     }
 
+    /// Returns when every request that was admitted before has its row, or has ended.
+    pub(super) async fn flushed(&self) -> Result<(), SpoolError> {
+        let (written, wait) = oneshot::channel();
+        self.leave(true, |held| held.arrived.flushes.push(written));
+        wait.await.map_err(|_| SpoolError::Closed)
+    }
+
     /// Has something done with the file.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
@@ -192,7 +199,7 @@ impl Inbox {
 
 impl Held {
     fn is_urgent(&self) -> bool {
-        !self.arrived.finished.is_empty() || !self.jobs.is_empty() || self.is_ending
+        self.arrived.is_urgent() || !self.jobs.is_empty() || self.is_ending
     }
 }
 
@@ -382,6 +389,9 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
         }
         // When the last one is in, all have been passed on.
         drop(reserved);
+        for waiting in portion.flushes {
+            let _ = waiting.send(());
+        }
         if !portion.waiting.is_empty() {
             // Something was removed.
             self.is_freed = true;

@@ -17,7 +17,7 @@ mod value;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Mistake;
 
@@ -79,6 +79,11 @@ impl Failure {
 }
 
 type Outcome = Result<ExitCode, Failure>;
+
+/// The command line, for its manual page.
+pub fn command() -> clap::Command {
+    CommandLine::command()
+}
 
 /// Parses the command line and runs its command.
 pub fn main() -> ExitCode {

@@ -67,7 +67,7 @@ impl Quickstart {
             Ok(key) => self.welcome(&live, key.as_ref()),
             Err(Failure(message)) => output::error(&message),
         };
-        let served = proxy::serve(Arc::clone(&live), store.clone(), &runtime, started);
+        let served = proxy::serve(Arc::clone(&live), store.clone(), &runtime, None, started);
         process::end(runtime);
         served.map_err(|error| match error {
             ServeError::Listen { .. } => format!("{error}; --listen, --admin and --metrics choose other addresses"),

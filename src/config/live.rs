@@ -109,8 +109,9 @@ impl Watcher {
 /// Renews the configuration for ever: at SIGHUP, and when any file that was read for it has changed. Files are looked
 /// at rather than subscribed to, so that renames, swapped links and network file systems are all the same to it.
 ///
-/// Registers for SIGHUP at once when first polled; until then the signal ends the process.
-pub async fn watch(live: Arc<Live>, on_reload: impl Fn(&Result<Reloaded, Vec<Mistake>>)) {
+/// Registers for SIGHUP at once when first polled; until then the signal ends the process. `on_hangup` is called before the files are
+/// read for it, `on_reload` after they were read for whatever reason.
+pub async fn watch(live: Arc<Live>, on_hangup: impl Fn(), on_reload: impl Fn(&Result<Reloaded, Vec<Mistake>>)) {
     let mut hangups = match signal(SignalKind::hangup()) {
         Ok(hangups) => Some(hangups),
         Err(error) => {
@@ -126,6 +127,9 @@ pub async fn watch(live: Arc<Live>, on_reload: impl Fn(&Result<Reloaded, Vec<Mis
             () = hangup(&mut hangups) => true,
             _ = looks.tick() => false,
         };
+        if asked_for {
+            on_hangup();
+        }
         let live = Arc::clone(&live);
         let blocking = tokio::task::spawn_blocking(move || {
             let outcome = (watcher.is_at_rest_after_change(&live) || asked_for).then(|| live.reload());
@@ -256,9 +260,13 @@ mod tests {
         let live = Arc::new(live(folder.path()));
         std::fs::write(folder.path().join("rest.toml"), REST.replace("30", "300")).unwrap();
         let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
-        let watching = spawnable(watch(Arc::clone(&live), move |outcome| {
-            let _ = told.send(outcome.is_ok());
-        }));
+        let watching = spawnable(watch(
+            Arc::clone(&live),
+            || {},
+            move |outcome| {
+                let _ = told.send(outcome.is_ok());
+            },
+        ));
         tokio::select! {
             () = watching => {}
             outcome = outcomes.recv() => assert_eq!(outcome, Some(true)),
@@ -271,9 +279,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let live = Arc::new(live(folder.path()));
         let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
-        let watching = watch(Arc::clone(&live), move |outcome| {
-            let _ = told.send(outcome.is_ok());
-        });
+        let watching = watch(
+            Arc::clone(&live),
+            || {},
+            move |outcome| {
+                let _ = told.send(outcome.is_ok());
+            },
+        );
         let hang_up = async {
             let kill = format!("kill -HUP {}", std::process::id());
             assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());

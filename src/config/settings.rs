@@ -102,6 +102,7 @@ pub(super) fn limits(value: &Value<'_>) -> Option<Limits> {
     if let Some(seconds) = table.optional("stream_silence_seconds_max").and_then(|value| value.number(0..=3_600)) {
         limits.stream_silence_max = Duration::from_secs(seconds);
     }
+    set_seconds(&table, "shutdown_seconds_max", &mut limits.shutdown_max);
     set_count(&table, "connections_per_ip_max", &mut limits.connections_per_ip_max);
     set_count(&table, "requests_in_flight_max", &mut limits.requests_in_flight_max);
     set_count(&table, "failed_auth_per_minute_max", &mut limits.failed_auth_per_minute_max);

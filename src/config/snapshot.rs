@@ -215,6 +215,8 @@ pub struct Limits {
     pub requests_in_flight_max: u32,
     /// How long a stream may be silent before it gets a comment that keeps it alive; zero for ever.
     pub stream_silence_max: Duration,
+    /// How long requests under way may take to end when the process is told to.
+    pub shutdown_max: Duration,
     /// Failed authentications from one address in a minute; past it they are refused without a look-up.
     pub failed_auth_per_minute_max: u32,
 }
@@ -229,6 +231,7 @@ impl Default for Limits {
             connections_per_ip_max: 256,
             requests_in_flight_max: 20_000,
             stream_silence_max: Duration::from_secs(15),
+            shutdown_max: Duration::from_secs(300),
             failed_auth_per_minute_max: 30,
         }
     }

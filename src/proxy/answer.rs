@@ -150,6 +150,9 @@ async fn write(
     body: Vec<u8>,
     refusal: Option<&Refusal>,
 ) -> pingora::Result<()> {
+    if exchange.shared.stage.is_leaving() {
+        session.set_keepalive(None);
+    }
     let header = head(exchange, status, body.len(), refusal)?;
     session.downstream_session.write_response_header(header).await?;
     session.downstream_session.write_response_body(Bytes::from(body), true).await

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A monotonic clock, counted from the process's start, and the wall clock beside it.
+/// What a clock begins with, so that the windows of a process before have a time here.
+const BEGINS_AT: Duration = Duration::from_secs(3600);
+
+/// A monotonic clock, counted from before the process's start, and the wall clock beside it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
     started: Instant,
@@ -14,9 +17,9 @@ impl Clock {
         Self { started: Instant::now() }
     }
 
-    /// Microseconds since the start. Never goes back, whatever happens to the wall clock.
+    /// Microseconds since some time before the start. Never goes back, whatever happens to the wall clock.
     pub(super) fn now_us(&self) -> u64 {
-        micros(self.started.elapsed())
+        micros(BEGINS_AT + self.started.elapsed())
     }
 
     /// Milliseconds since the Unix epoch, by the wall clock.
@@ -34,7 +37,7 @@ impl Clock {
 
     /// The moment that `now_us` counts as `us`.
     pub(super) fn instant(&self, us: u64) -> Instant {
-        self.started + Duration::from_micros(us)
+        self.started + Duration::from_micros(us).saturating_sub(BEGINS_AT)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The keys that the relay knows: the cache, the store behind it, and the watch over what changes there, and in other processes at
 //! the same spool.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use crate::billing::Elsewhere;
-use crate::relay::admit::HoldGauge;
-use crate::relay::auth::{Amount, ApiKey, KeyCache, KeyCacheCounts, KeyEntry};
+use crate::relay::admit::{HoldGauge, TakenLimits};
+use crate::relay::auth::{Amount, ApiKey, KeyCache, KeyCacheCounts, KeyDigest, KeyEntry};
 use crate::store::{Balance, Store, StoreError};
 
 /// How often the store is asked what has changed: twice within the two seconds after which a change must hold.
@@ -53,8 +54,33 @@ impl Keyring {
     /// # Errors
     /// The store could not be asked.
     pub(super) async fn lookup(&self, key: &ApiKey) -> Result<Option<Arc<KeyEntry>>, Arc<StoreError>> {
-        let digest = key.digest();
-        self.cache.find(&digest, self.store.find_key(&digest)).await
+        self.lookup_digest(&key.digest()).await
+    }
+
+    async fn lookup_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<KeyEntry>>, Arc<StoreError>> {
+        self.cache.find(digest, self.store.find_key(digest)).await
+    }
+
+    /// The keys of whose limits something is taken, by the hexadecimal digits of their digests.
+    pub(super) fn taken(&self, now_us: u64) -> HashMap<String, TakenLimits> {
+        let taken = self.cache.limiters().map(|(digest, limiter)| (digest, limiter.taken(now_us)));
+        taken.filter(|(_, taken)| !taken.is_empty()).map(|(digest, taken)| (digest.to_string(), taken)).collect()
+    }
+
+    /// How many requests run, of each key that has some.
+    pub(super) fn running(&self) -> HashMap<String, u32> {
+        let running = self.cache.limiters().map(|(digest, limiter)| (digest, limiter.running()));
+        running.filter(|(_, running)| *running > 0).map(|(digest, running)| (digest.to_string(), running)).collect()
+    }
+
+    /// The key of those digits, as it was called in [`Keyring::taken`]. One that cannot be found has no limits to be kept to.
+    pub(super) async fn named(&self, digits: &str) -> Option<Arc<KeyEntry>> {
+        self.lookup_digest(&KeyDigest::from_hex(digits)?).await.ok().flatten()
+    }
+
+    /// Takes over what other processes hold and owe now.
+    pub(super) async fn look_elsewhere(&self) -> Result<(), StoreError> {
+        self.take_over(self.began).await.map(|_| ())
     }
 
     /// Whether the key is in use already, so that it needs no look-up.

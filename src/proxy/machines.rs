@@ -37,7 +37,7 @@ impl ServeHttp for AdminListener {
             billing_open: self.0.recorder.is_open(),
             billing_failed: self.0.recorder.state().failed(),
             billing_behind: self.0.billing_behind(),
-            draining: self.0.draining.load(Ordering::Relaxed),
+            draining: self.0.stage.is_leaving(),
         };
         let path = session.req_header().uri.path();
         if path == "/admin/v1/providers" {

@@ -10,26 +10,32 @@ mod body;
 mod certificates;
 mod clock;
 mod demo;
+mod doors;
+mod ending;
 mod exchange;
 mod failed_logins;
+mod handover;
 mod idempotency;
 mod in_flight;
 mod keyring;
 mod listeners;
 mod machines;
+mod notify;
 mod opening;
 mod passing;
 mod phases;
+mod places;
 mod replay;
 mod resolve;
 mod server;
 mod settle;
+mod stage;
 mod tape;
 mod tries;
 mod upstream;
+mod work;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -41,12 +47,14 @@ use self::idempotency::Idempotency;
 use self::in_flight::InFlight;
 use self::keyring::Keyring;
 use self::resolve::Resolver;
+use self::stage::Stage;
 use crate::billing::Recorder;
 use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
 use crate::relay::route::RetryBudget;
 use crate::telemetry::{AccessLog, Metrics, Traces};
 
+pub use self::handover::{Upgrade, detach};
 pub use self::phases::Relay;
 pub use self::server::{ServeError, serve};
 
@@ -68,8 +76,7 @@ pub struct Shared {
     requests_in_flight: InFlight,
     /// What Gemini wants to be reminded of and clients forget.
     signatures: Arc<SignatureMemory>,
-    /// Set when the process has been told to end: it takes nothing new.
-    draining: AtomicBool,
+    stage: Stage,
 }
 
 impl Shared {

@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -194,12 +193,15 @@ impl ProxyHttp for Relay {
     /// The first good status commits; from then on no other upstream is asked.
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
         if head.status.is_informational() {
             return Ok(());
+        }
+        if self.shared.stage.is_leaving() {
+            session.set_keepalive(None);
         }
         let now_us = exchange.arrival.clock.now_us();
         let Step::Dispatched(dispatch) = &mut exchange.step else { return Ok(()) };
@@ -380,7 +382,7 @@ impl Relay {
         if self.shared.recorder.state().failed() {
             return Some(admission::unbilled());
         }
-        if self.shared.draining.load(Ordering::Relaxed) {
+        if self.shared.stage.is_ending() {
             return Some(Refusal::new(Cause::ShuttingDown, "The relay is restarting.").retry_after_ms(1000));
         }
         let most = exchange.arrival.snapshot.limits.requests_in_flight_max;

@@ -10,6 +10,7 @@ pub mod cases;
 pub mod client;
 pub mod decoded;
 pub mod h2c;
+pub mod manager;
 pub mod relay;
 pub mod setup;
 pub mod tls;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 pub use client::{Connection, End, Request, Response};
+pub use manager::Manager;
 pub use relay::{Account, Relay};
 pub use setup::Setup;
 pub use upstream::{Answer, Received, Upstream};

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -26,6 +27,8 @@ pub struct Relay {
     folder: TempDir,
     environment: Vec<(String, String)>,
     child: Mutex<Child>,
+    /// The process that has taken over from the child, and who has from that.
+    successors: Mutex<Vec<u32>>,
     _ports: [Reserved; 4],
 }
 
@@ -51,7 +54,11 @@ pub struct Output {
 
 /// The binary with these arguments, without the environment of whoever runs the tests.
 pub fn command(folder: &Path, environment: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command_at(Path::new(env!("CARGO_BIN_EXE_tollgate")), folder, environment)
+}
+
+fn command_at(binary: &Path, folder: &Path, environment: &[(String, String)]) -> Command {
+    let mut command = Command::new(binary);
     command.current_dir(folder).env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.envs(environment.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
     command
@@ -78,6 +85,7 @@ impl Relay {
             folder,
             environment: environment.to_vec(),
             child: Mutex::new(child),
+            successors: Mutex::default(),
             _ports: ports,
         };
         relay.wait_until_ready().map(|()| relay)
@@ -187,11 +195,27 @@ impl Relay {
         metric(&self.metrics_page(), name, labels)
     }
 
-    /// Sends the process a signal, by its name without `SIG`.
+    /// Sends the process a signal, by its name without `SIG`; the newest one, where there are several.
     #[track_caller]
     pub fn signal(&self, name: &str) {
-        let id = self.child.lock().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+        let newest = self.successors.lock().unwrap().last().copied();
+        let id = newest.unwrap_or_else(|| self.child.lock().unwrap().id());
+        assert!(kill(name, id));
+    }
+
+    /// The process that was started, by its id.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().unwrap().id()
+    }
+
+    /// Another process has taken over: signals are for that one, and it ends with this value.
+    pub fn succeeded_by(&self, pid: u32) {
+        self.successors.lock().unwrap().push(pid);
+    }
+
+    /// The binary's path as the relay knows it: a link in its folder.
+    pub fn binary(&self) -> PathBuf {
+        self.folder.path().join("bin/tollgate")
     }
 
     /// Waits until the process has ended.
@@ -220,6 +244,13 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
+        for pid in self.successors.lock().unwrap().drain(..) {
+            // The number may be somebody else's by now.
+            let works_at = fs::read_link(format!("/proc/{pid}/cwd"));
+            if works_at.is_ok_and(|folder| folder == self.folder.path()) {
+                kill("KILL", pid);
+            }
+        }
         if let Ok(child) = self.child.get_mut() {
             let _ = child.kill();
             let _ = child.wait();
@@ -250,9 +281,19 @@ fn read(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
+fn kill(signal: &str, id: u32) -> bool {
+    Command::new("kill").args(["-s", signal, &id.to_string()]).status().unwrap().success()
+}
+
 fn spawn(folder: &Path, environment: &[(String, String)]) -> Result<Child, String> {
     let log = |name: &str| File::options().create(true).append(true).open(folder.join(name)).unwrap();
-    command(folder, environment)
+    // By a path of its own, under which a test can put another.
+    let binary = folder.join("bin/tollgate");
+    if !binary.is_symlink() {
+        fs::create_dir_all(folder.join("bin")).unwrap();
+        symlink(env!("CARGO_BIN_EXE_tollgate"), &binary).unwrap();
+    }
+    command_at(&binary, folder, environment)
         .args(["serve", "--config", "tollgate.toml"])
         .stdout(log("stdout.log"))
         .stderr(log("stderr.log"))

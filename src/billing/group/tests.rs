@@ -88,6 +88,26 @@ impl Told {
 }
 
 #[test]
+fn who_waits_for_all_rows_waits_for_no_time() {
+    let mut told = Told::new().open([1, 2], 0).finish([2]);
+    let (written, mut wait) = oneshot::channel();
+    told.arrived.flushes.push(written);
+    let mut told = told.take(1);
+    assert_eq!(told.group.due_us(), Some(0));
+    let portion = told.group.portion(1).unwrap();
+    let rows: Vec<_> = portion.opened.iter().map(|(id, _)| id.as_u128()).collect();
+    assert_eq!((rows, portion.ended.len()), (vec![1], 1), "who has ended needs no row");
+    told.group.put_back(portion);
+    assert!(wait.try_recv().is_err(), "there was no room for it");
+    assert_eq!(told.group.due_us(), Some(0));
+    let portion = told.group.portion(2).unwrap();
+    assert_eq!((portion.opened.len(), portion.flushes.len()), (1, 1));
+    drop(portion);
+    assert_eq!(told.group.due_us(), None);
+    assert!(told.group.removals_only().is_empty());
+}
+
+#[test]
 fn a_request_that_ends_before_its_row_is_due_has_none() {
     let mut told = Told::new().open([1, 2], 100).finish([1]);
     assert_eq!(told.group.due_us(), Some(0), "a client waits");

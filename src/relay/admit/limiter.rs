@@ -3,6 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 use super::lock;
 use super::window::{NoTokens, RequestWindow, Reservation, TokenWindow, WINDOW_SECONDS, Window};
 use crate::relay::auth::KeyRecord;
@@ -43,6 +45,24 @@ pub struct WindowView {
     pub tokens: Option<Window>,
 }
 
+/// What of a key's limits is taken, for another process to take over: by ages, for each process has a clock of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenLimits {
+    /// How long ago each request was admitted, in microseconds, the first one first.
+    pub requests_us: Vec<u64>,
+    /// How long ago tokens were used, in microseconds, and how many.
+    pub tokens_us: Vec<(u64, u64)>,
+    /// How many requests are running.
+    pub running: u32,
+}
+
+impl TakenLimits {
+    /// Whether nothing is taken.
+    pub fn is_empty(&self) -> bool {
+        self.requests_us.is_empty() && self.tokens_us.is_empty() && self.running == 0
+    }
+}
+
 /// What of a key's limits is taken. One for each key, shared by all its requests.
 #[derive(Debug, Default)]
 pub struct KeyLimiter {
@@ -54,6 +74,8 @@ struct Taken {
     requests: RequestWindow,
     tokens: TokenWindow,
     in_flight: u32,
+    /// Requests that run in a process that this one takes over from.
+    in_flight_elsewhere: u32,
 }
 
 impl KeyLimiter {
@@ -97,6 +119,35 @@ impl KeyLimiter {
         lock(&self.taken).view(limits, now_us)
     }
 
+    /// What is taken now.
+    pub fn taken(&self, now_us: u64) -> TakenLimits {
+        let mut taken = lock(&self.taken);
+        TakenLimits {
+            requests_us: taken.requests.ages_us(now_us),
+            tokens_us: taken.tokens.ages_us(now_us),
+            running: taken.in_flight.saturating_add(taken.in_flight_elsewhere),
+        }
+    }
+
+    /// Counts what was taken in another process as taken here; before anything is taken here.
+    pub fn inherit(&self, of: &TakenLimits, now_us: u64) {
+        let mut taken = lock(&self.taken);
+        taken.requests.inherit(&of.requests_us, now_us);
+        taken.tokens.inherit(&of.tokens_us, now_us);
+        taken.in_flight_elsewhere = of.running;
+    }
+
+    /// How many requests of the key are running, here and in the process that was taken over from.
+    pub fn running(&self) -> u32 {
+        let taken = lock(&self.taken);
+        taken.in_flight.saturating_add(taken.in_flight_elsewhere)
+    }
+
+    /// How many requests of the key are running in the process that was taken over from.
+    pub fn set_running_elsewhere(&self, running: u32) {
+        lock(&self.taken).in_flight_elsewhere = running;
+    }
+
     /// How many requests of the key are running.
     pub fn in_flight(&self) -> u32 {
         lock(&self.taken).in_flight
@@ -122,7 +173,8 @@ impl Taken {
                 NoTokens::Ever => Denied::TooManyTokens,
             })?;
         }
-        if limits.concurrent_requests.is_some_and(|limit| self.in_flight >= limit) {
+        let running = self.in_flight.saturating_add(self.in_flight_elsewhere);
+        if limits.concurrent_requests.is_some_and(|limit| running >= limit) {
             return Err(Denied::AtOnce);
         }
         Ok(())
@@ -228,6 +280,40 @@ mod tests {
 
     fn limits(requests_per_minute: u32) -> KeyLimits {
         KeyLimits { requests_per_minute, tokens_per_minute: None, concurrent_requests: None }
+    }
+
+    #[test]
+    fn what_was_taken_in_another_process_is_taken_here_by_its_age() {
+        let old = Arc::new(KeyLimiter::default());
+        let terms = KeyLimits { requests_per_minute: 3, tokens_per_minute: Some(100), concurrent_requests: Some(2) };
+        let permits = [10_000_000, 40_000_000].map(|now_us| old.admit(&terms, 30, now_us).unwrap());
+        let taken = old.taken(50_000_000);
+        let expected = TakenLimits {
+            requests_us: vec![40_000_000, 10_000_000],
+            tokens_us: vec![(40_000_000, 30), (10_000_000, 30)],
+            running: 2,
+        };
+        assert_eq!(taken, expected);
+
+        // A clock of its own.
+        let (new, now_us) = (Arc::new(KeyLimiter::default()), 3_600_000_000);
+        new.inherit(&taken, now_us);
+        assert_eq!(new.taken(now_us), taken, "for a third process");
+        assert_eq!(new.admit(&terms, 1, now_us).unwrap_err().cause, Cause::ConcurrencyLimitExceeded);
+        new.set_running_elsewhere(1);
+        assert_eq!(new.running(), 1);
+        assert_eq!(
+            new.admit(&terms, 41, now_us).unwrap_err().retry_after_ms,
+            Some(20_001),
+            "when the first tokens leave"
+        );
+        let third = new.admit(&terms, 40, now_us).unwrap();
+        assert_eq!(third.view().requests.remaining, 0);
+        new.set_running_elsewhere(0);
+        let refusal = new.admit(&terms, 0, now_us).unwrap_err();
+        assert_eq!((refusal.cause, refusal.retry_after_ms), (Cause::RateLimitExceeded, Some(20_000)));
+        drop((permits, third));
+        assert!(old.taken(200_000_000).is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod purse;
 mod window;
 
 pub use estimate::{Bounds, Estimate};
-pub use limiter::{KeyLimiter, KeyLimits, Permit, WindowView};
+pub use limiter::{KeyLimiter, KeyLimits, Permit, TakenLimits, WindowView};
 pub use purse::{Charge, Hold, HoldGauge, Purse, Spending, check_credit};
 pub use window::{WINDOW_SECONDS, Window};
 

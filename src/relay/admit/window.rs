@@ -44,6 +44,18 @@ impl RequestWindow {
         self.admitted_us.push_back(now_us.max(last_us));
     }
 
+    /// How long ago each request was admitted, the first one first.
+    pub(super) fn ages_us(&mut self, now_us: u64) -> Vec<u64> {
+        self.expire(now_us);
+        self.admitted_us.iter().map(|admitted_us| now_us.saturating_sub(*admitted_us)).collect()
+    }
+
+    /// Takes over what another window held, by its ages.
+    pub(super) fn inherit(&mut self, ages_us: &[u64], now_us: u64) {
+        self.admitted_us.extend(ages_us.iter().map(|age_us| now_us.saturating_sub(*age_us)));
+        self.admitted_us.make_contiguous().sort_unstable();
+    }
+
     pub(super) fn view(&mut self, limit: u64, now_us: u64) -> Window {
         self.expire(now_us);
         let reset_ms = if self.held() == 0 { 0 } else { self.until_one_more_ms(limit, now_us) };
@@ -142,6 +154,20 @@ impl TokenWindow {
             let unused = unused.min(bucket.tokens);
             bucket.tokens -= unused;
             self.used -= unused;
+        }
+    }
+
+    /// How long ago tokens were used, and how many, the oldest first.
+    pub(super) fn ages_us(&mut self, now_us: u64) -> Vec<(u64, u64)> {
+        self.expire(now_us);
+        let age = |bucket: &Bucket| (now_us.saturating_sub(bucket.last_us), bucket.tokens);
+        self.buckets.iter().filter(|bucket| bucket.tokens > 0).map(age).collect()
+    }
+
+    /// Takes over what another window held, by its ages, the oldest first. Nothing is to be counted here before.
+    pub(super) fn inherit(&mut self, ages_us: &[(u64, u64)], now_us: u64) {
+        for (age_us, tokens) in ages_us {
+            self.add(*tokens, now_us.saturating_sub(*age_us));
         }
     }
 

@@ -183,6 +183,11 @@ impl KeyCache {
         self.found.contains_key(digest)
     }
 
+    /// The keys in use, and their limiters.
+    pub fn limiters(&self) -> impl Iterator<Item = (KeyDigest, Arc<KeyLimiter>)> {
+        self.found.iter().map(|(digest, entry)| (*digest, Arc::clone(&entry.limiter)))
+    }
+
     /// How look-ups ended so far.
     pub fn counts(&self) -> &KeyCacheCounts {
         &self.counts

@@ -1,0 +1,201 @@
+//! What runs beside the requests and outlives them: billing, the watch over store and configuration, the access log.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::clock::Clock;
+use super::demo::Demo;
+use super::failed_logins::FailedLogins;
+use super::handover::{Launcher, Upgrade, watch_for_upgrades};
+use super::idempotency::Idempotency;
+use super::in_flight::InFlight;
+use super::keyring::Keyring;
+use super::notify::Notifier;
+use super::places::{spool_place, traces_place};
+use super::resolve::Resolver;
+use super::server::ServeError;
+use super::stage::Stage;
+use super::{Shared, settle};
+use crate::billing;
+use crate::config::{self, Live, Mistake, Reloaded};
+use crate::relay::meter::{NanoUsd, UsageRecord};
+use crate::relay::route::RetryBudget;
+use crate::store::{Difference, Store};
+use crate::telemetry::{AccessLog, Metrics, TraceWriter, Traces, Writer};
+
+/// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
+const AUDIT_EVERY: Duration = Duration::from_secs(600);
+
+/// All of it, at work.
+pub(super) struct Work {
+    background: [JoinHandle<()>; 4],
+    desk: Ending,
+    billing: Ending,
+    trace_writer: Option<TraceWriter>,
+    log_writer: Writer,
+}
+
+/// A task that ends in good order when it is told to.
+struct Ending {
+    tell: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Work {
+    /// Opens what requests need, and begins.
+    ///
+    /// # Errors
+    /// The spool, a sink or the store cannot be opened.
+    pub(super) fn begin(
+        live: Arc<Live>,
+        store: Store,
+        runtime: &Runtime,
+        upgrade: Option<Upgrade>,
+        notifier: &Notifier,
+    ) -> Result<(Arc<Shared>, Self), ServeError> {
+        let process = |error: &dyn std::fmt::Display| ServeError::Process(error.to_string());
+        let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
+        let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
+        let (traces, trace_writer) = start_traces(&live.load())?;
+        let (recorder, worker) = runtime
+            .block_on(billing::open(&spool_place(&live.load().billing), store.clone()))
+            .map_err(|error| ServeError::Billing(error.to_string()))?;
+        let keyring = runtime
+            .block_on(Keyring::open(store.clone(), recorder.elsewhere().clone()))
+            .map_err(|error| ServeError::Billing(format!("the store cannot be read: {error}")))?;
+        let keyring = Arc::new(keyring);
+        let clock = Clock::start();
+        let (idempotency, desk) = Idempotency::new(store.clone(), clock);
+        let shared = Arc::new(Shared {
+            clock,
+            live: Arc::clone(&live),
+            keyring: Arc::clone(&keyring),
+            recorder,
+            idempotency,
+            metrics: Arc::clone(&metrics),
+            retries: RetryBudget::default(),
+            access_log,
+            traces: traces.clone(),
+            resolver: Resolver::new(),
+            demo: Demo::default(),
+            failed_logins: FailedLogins::new(),
+            requests_in_flight: InFlight::default(),
+            signatures: Arc::default(),
+            stage: Stage::default(),
+        });
+        let observe = observer(&metrics, &shared.access_log, traces);
+        let (reloading, reloaded) = (notifier.clone(), reloaded(Arc::clone(&metrics), notifier.clone()));
+        let background = [
+            runtime.spawn(async move { keyring.follow().await }),
+            runtime.spawn(config::watch(live, move || reloading.reloading(), reloaded)),
+            runtime.spawn(audit(store, metrics)),
+            runtime.spawn(watch_for_upgrades(Launcher::new(upgrade), Arc::clone(&shared))),
+        ];
+        let billing = Ending::begin(runtime, |told| worker.run(told, observe));
+        let desk = Ending::begin(runtime, |told| desk.run(told));
+        Ok((shared, Self { background, desk, billing, trace_writer, log_writer }))
+    }
+
+    /// Brings everything that was recorded into the ledger and the sinks, or at least into the spool; and then the log.
+    pub(super) fn end(self, runtime: &Runtime) {
+        for task in self.background {
+            task.abort();
+        }
+        if !self.desk.end(runtime) {
+            tracing::error!("claims on Idempotency-Keys were not settled; they end by themselves");
+        }
+        if !self.billing.end(runtime) {
+            tracing::error!("billing broke off; what it had not settled is in the spool and settles at the next start");
+        }
+        if let Some(writer) = self.trace_writer {
+            writer.end();
+        }
+        self.log_writer.end();
+    }
+}
+
+/// Returns when the word comes.
+type Heard = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Ending {
+    fn begin<F: Future<Output = ()> + Send + 'static>(runtime: &Runtime, work: impl FnOnce(Heard) -> F) -> Self {
+        let (tell, told) = oneshot::channel();
+        let heard: Heard = Box::pin(async move {
+            let _ = told.await;
+        });
+        Self { tell, task: runtime.spawn(work(heard)) }
+    }
+
+    /// Whether it ended as it should.
+    fn end(self, runtime: &Runtime) -> bool {
+        let _ = self.tell.send(());
+        runtime.block_on(self.task).is_ok()
+    }
+}
+
+/// Starts what sends traces, where there are to be any.
+fn start_traces(snapshot: &config::Snapshot) -> Result<(Traces, Option<TraceWriter>), ServeError> {
+    let Some(config) = &snapshot.traces else { return Ok((Traces::default(), None)) };
+    let started = Traces::start(traces_place(config.clone()));
+    let (traces, writer) = started.map_err(|error| ServeError::Process(format!("telemetry.traces: {error}")))?;
+    Ok((traces, Some(writer)))
+}
+
+/// What becomes of a record once billing has priced it: the metrics of what was used, its line, and its trace.
+fn observer(metrics: &Arc<Metrics>, access_log: &AccessLog, traces: Traces) -> impl Fn(&UsageRecord) + use<> {
+    let (metrics, access_log) = (Arc::clone(metrics), access_log.clone());
+    move |record| {
+        traces.billed(record);
+        metrics.settled(record);
+        access_log.write(&settle::line(record));
+    }
+}
+
+fn reloaded(metrics: Arc<Metrics>, notifier: Notifier) -> impl Fn(&Result<Reloaded, Vec<Mistake>>) {
+    move |outcome| {
+        told_of_reload(&metrics, outcome);
+        // Whichever configuration it is, it is in force.
+        notifier.ready();
+    }
+}
+
+fn told_of_reload(metrics: &Metrics, outcome: &Result<Reloaded, Vec<Mistake>>) {
+    match outcome {
+        Ok(reloaded) => {
+            metrics.config_reloads.with_label_values(&["ok"]).inc();
+            tracing::info!(version = reloaded.snapshot.version, "the configuration was reloaded");
+            for setting in &reloaded.needs_restart {
+                tracing::warn!(setting, "this setting is taken up at the next start");
+            }
+        }
+        Err(mistakes) => {
+            metrics.config_reloads.with_label_values(&["refused"]).inc();
+            for mistake in mistakes {
+                tracing::error!(%mistake, "the new configuration is refused; the old one stays");
+            }
+        }
+    }
+}
+
+/// Re-derives every balance now and then, for the drift that must be zero.
+async fn audit(store: Store, metrics: Arc<Metrics>) {
+    let mut turns = tokio::time::interval(AUDIT_EVERY);
+    loop {
+        turns.tick().await;
+        match store.audit().await {
+            Ok(differences) => metrics.ledger_drift.set(drift(&differences)),
+            Err(error) => tracing::warn!(%error, "the ledger could not be audited"),
+        }
+    }
+}
+
+/// By how much what is stored differs from what the ledger's entries say, in all.
+fn drift(differences: &[Difference]) -> i64 {
+    let nano = |amount: Option<NanoUsd>| amount.unwrap_or_default().0;
+    differences.iter().map(|found| nano(found.stored).saturating_sub(nano(found.derived)).saturating_abs()).sum()
+}
