@@ -38,7 +38,9 @@ use reader::Reading;
 
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
-pub use snapshot::{BillingConfig, Durability, Https, Limits, Listen, SinkConfig, SinkTarget, Snapshot, StoreConfig};
+pub use snapshot::{
+    BillingConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot, StoreConfig,
+};
 
 /// Which of the providers that are written down must be usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

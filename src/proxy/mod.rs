@@ -9,15 +9,21 @@ mod answer;
 mod body;
 mod certificates;
 mod clock;
+mod connections;
 mod demo;
 mod exchange;
 mod failed_logins;
+mod frames;
+mod head;
 mod idempotency;
 mod in_flight;
 mod keyring;
+mod link;
 mod listeners;
 mod machines;
+mod memory;
 mod opening;
+mod parting;
 mod passing;
 mod phases;
 mod replay;
@@ -27,6 +33,7 @@ mod settle;
 mod tape;
 mod tries;
 mod upstream;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -35,11 +42,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use self::clock::Clock;
+use self::connections::Connections;
 use self::demo::Demo;
 use self::failed_logins::FailedLogins;
 use self::idempotency::Idempotency;
 use self::in_flight::InFlight;
 use self::keyring::Keyring;
+use self::memory::Memory;
 use self::resolve::Resolver;
 use crate::billing::Recorder;
 use crate::config::Live;
@@ -65,6 +74,8 @@ pub struct Shared {
     demo: Demo,
     failed_logins: FailedLogins,
     requests_in_flight: InFlight,
+    connections: Arc<Connections>,
+    memory: Arc<Memory>,
     /// What Gemini wants to be reminded of and clients forget.
     signatures: Arc<SignatureMemory>,
     /// Set when the process has been told to end: it takes nothing new.

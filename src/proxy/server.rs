@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::tls::{Acceptor, TlsSettings};
 use pingora::protocols::ALPN;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::server::configuration::ServerConf;
@@ -30,11 +30,11 @@ use super::failed_logins::FailedLogins;
 use super::idempotency::Idempotency;
 use super::in_flight::InFlight;
 use super::keyring::Keyring;
-use super::listeners::HeadDeadline;
+use super::listeners::Gate;
 use super::machines::{AdminListener, MetricsListener};
-use super::phases::{KEEP_ALIVE_SECONDS, Relay};
+use super::phases::Relay;
 use super::resolve::Resolver;
-use super::{Shared, settle};
+use super::{Shared, memory, settle};
 use crate::billing::{self, SinkPlace, SpoolPlace};
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
@@ -56,15 +56,17 @@ const LAST_FRAMES: Duration = Duration::from_millis(200);
 const LISTENING_WITHIN: Duration = Duration::from_secs(10);
 /// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
 const AUDIT_EVERY: Duration = Duration::from_secs(600);
-/// HTTP/2 connections without a stream are closed after this.
-const H2_IDLE: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS);
-
 /// What a client may send before it is read, by stream and by connection. HTTP/2's default of 64 KiB lets uploads crawl.
 const H2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Requests at once on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 128;
-const H2_HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// More than the relay lets pass, so that it can say so: HTTP/2 counts 32 bytes more for each header.
+const H2_HEADER_BYTES_MAX: u32 = 128 * 1024;
+/// What of a stream's answer waits for its client, beyond what the system's buffers hold.
+const H2_SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Resets that a client may make the relay send by breaking HTTP/2's rules, for as long as its connection lasts.
+const H2_FORCED_RESETS_MAX: usize = 256;
 
 /// Why the relay could not run.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +126,8 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
         demo: Demo::default(),
         failed_logins: FailedLogins::new(),
         requests_in_flight: InFlight::default(),
+        connections: Arc::default(),
+        memory: Arc::default(),
         signatures: Arc::default(),
         draining: AtomicBool::new(false),
     });
@@ -134,11 +138,12 @@ pub fn serve(live: Arc<Live>, store: Store, runtime: &Runtime, started: impl FnO
     let desk_done = runtime.spawn(desk.run(told));
     let background = [
         runtime.spawn(async move { keyring.follow().await }),
+        runtime.spawn(memory::watch(Arc::clone(&shared.memory), Arc::clone(&live))),
         runtime.spawn(config::watch(live, reloaded(Arc::clone(&metrics)))),
         runtime.spawn(audit(store, metrics)),
     ];
 
-    let pingora_ended = run_pingora(&shared, &snapshot.listen)?;
+    let pingora_ended = run_pingora(&shared, &snapshot)?;
     wait_until_listening(&shared, &snapshot.listen);
     started();
     wait_for_the_end(&shared, &pingora_ended);
@@ -274,7 +279,8 @@ fn wait_until_listening(shared: &Shared, listen: &config::Listen) {
 }
 
 /// Starts Pingora on a thread of its own; the channel tells when it has ended.
-fn run_pingora(shared: &Arc<Shared>, listen: &config::Listen) -> Result<Receiver<()>, ServeError> {
+fn run_pingora(shared: &Arc<Shared>, snapshot: &config::Snapshot) -> Result<Receiver<()>, ServeError> {
+    let listen = &snapshot.listen;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let conf = ServerConf {
         threads,
@@ -287,7 +293,7 @@ fn run_pingora(shared: &Arc<Shared>, listen: &config::Listen) -> Result<Receiver
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    server.add_service(client_api(shared, listen, &server.configuration, threads)?);
+    server.add_service(client_api(shared, snapshot, &server.configuration, threads)?);
     if let Some(address) = listen.admin {
         let mut service = Service::new("admin".to_owned(), AdminListener(Arc::clone(shared)));
         service.add_tcp(&address.to_string());
@@ -312,38 +318,47 @@ fn run_pingora(shared: &Arc<Shared>, listen: &config::Listen) -> Result<Receiver
 
 fn client_api(
     shared: &Arc<Shared>,
-    listen: &config::Listen,
+    snapshot: &config::Snapshot,
     conf: &Arc<ServerConf>,
     threads: usize,
-) -> Result<Service<HeadDeadline>, ServeError> {
+) -> Result<Service<Gate>, ServeError> {
+    let listen = &snapshot.listen;
     let mut proxy = HttpProxy::new(Relay::new(Arc::clone(shared)), Arc::clone(conf));
     proxy.handle_init_modules();
     let mut options = HttpServerOptions::default();
     options.h2c = listen.h2c;
-    options.h2_idle_timeout = Some(H2_IDLE);
+    options.h2_idle_timeout = Some(snapshot.limits.keep_alive_max);
     proxy.server_options = Some(options);
     let mut h2 = H2Options::new();
     h2.initial_window_size(H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_header_list_size(H2_HEADER_BYTES_MAX);
+        .max_header_list_size(H2_HEADER_BYTES_MAX)
+        .max_send_buffer_size(H2_SEND_BUFFER_BYTES_MAX)
+        .max_local_error_reset_streams(Some(H2_FORCED_RESETS_MAX));
     proxy.h2_options = Some(h2);
-    let keep_alive = Duration::from_secs(KEEP_ALIVE_SECONDS);
-    let app = HeadDeadline::new(proxy, Arc::clone(&shared.live), keep_alive);
-    let mut service = Service::new("client API".to_owned(), app);
+    let mut addresses: Vec<SocketAddr> = listen.http.into_iter().collect();
+    let mut tls = None;
+    if let Some(https) = &listen.https {
+        addresses.push(https.address);
+        tls = Some((https.address, acceptor(shared, https)?));
+    }
+    let mut service = Service::new("client API".to_owned(), Gate::new(proxy, Arc::clone(shared), tls));
     service.threads = Some(threads);
-    if let Some(address) = listen.http {
+    for address in addresses {
         service.add_tcp(&address.to_string());
     }
-    if let Some(https) = &listen.https {
-        let paths = (https.certificate.to_string_lossy(), https.key.to_string_lossy());
-        let mut tls = TlsSettings::intermediate(&paths.0, &paths.1)
-            .map_err(|error| ServeError::Process(format!("listen.https: {error}")))?;
-        tls.set_cert_resolver(Arc::new(Certificates(Arc::clone(&shared.live))));
-        tls.set_alpn(ALPN::H2H1);
-        service.add_tls_with_settings(&https.address.to_string(), None, tls);
-    }
     Ok(service)
+}
+
+/// How TLS is spoken on `listen.https`. The gate speaks it, so that Pingora listens there as elsewhere.
+fn acceptor(shared: &Arc<Shared>, https: &config::Https) -> Result<Acceptor, ServeError> {
+    let paths = (https.certificate.to_string_lossy(), https.key.to_string_lossy());
+    let mut tls = TlsSettings::intermediate(&paths.0, &paths.1)
+        .map_err(|error| ServeError::Process(format!("listen.https: {error}")))?;
+    tls.set_cert_resolver(Arc::new(Certificates(Arc::clone(&shared.live))));
+    tls.set_alpn(ALPN::H2H1);
+    Ok(tls.build())
 }
 
 /// SIGTERM and SIGINT, with the word passed on that nothing new is taken.

@@ -9,6 +9,7 @@
 pub mod cases;
 pub mod client;
 pub mod decoded;
+pub mod frames;
 pub mod h2c;
 pub mod relay;
 pub mod setup;
