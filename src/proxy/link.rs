@@ -2,7 +2,7 @@
 //! reads requests from it. They run in one task, which knows its connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -37,6 +37,7 @@ impl Stage {
 #[derive(Debug)]
 pub(super) struct Link {
     stage: AtomicU8,
+    is_doubted: AtomicBool,
     changed: Notify,
     /// When the first request's head has to be there.
     first_head_due: Instant,
@@ -45,7 +46,8 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(first_head_due: Instant, head_max: Duration) -> Self {
-        Self { stage: AtomicU8::new(Stage::Opening as u8), changed: Notify::new(), first_head_due, head_max }
+        let stage = AtomicU8::new(Stage::Opening as u8);
+        Self { stage, is_doubted: AtomicBool::new(false), changed: Notify::new(), first_head_due, head_max }
     }
 
     /// That of the task that calls.
@@ -85,6 +87,15 @@ impl Link {
         if self.stage() == Stage::Opening {
             self.set(Stage::Frames);
         }
+    }
+
+    /// What follows on it may not be what it seems, and is not read as a request.
+    pub(super) fn doubt(&self) {
+        self.is_doubted.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.is_doubted.load(Ordering::Relaxed)
     }
 
     /// Returns when the connection is past that stage.

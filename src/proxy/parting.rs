@@ -39,6 +39,11 @@ impl Parting {
         Self { unwritten: answer(refusal), step: Step::Write, read_left: READ_BYTES_MAX, patience: None }
     }
 
+    /// Nothing is left to be said; only what still comes is read for a moment.
+    pub(super) fn silent() -> Self {
+        Self { unwritten: Bytes::new(), step: Step::Write, read_left: READ_BYTES_MAX, patience: None }
+    }
+
     /// Ready when nothing is left to be done but to close.
     pub(super) fn poll_part(&mut self, stream: &mut Stream, context: &mut Context<'_>) -> Poll<()> {
         let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(TIME_MAX)));

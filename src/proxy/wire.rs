@@ -252,20 +252,21 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
+        let wire = self.get_mut();
+        if wire.parting.is_none() && wire.link.is_doubted() {
+            wire.parting = Some(Parting::silent());
+        }
+        match &mut wire.parting {
+            Some(parting) => parting.poll_part(&mut wire.inner, context).map(Ok),
+            None => Pin::new(&mut wire.inner).poll_shutdown(context),
+        }
     }
 }
 
 #[async_trait]
 impl Shutdown for Wire {
     async fn shutdown(&mut self) {
-        let Self { inner, parting, .. } = self;
-        match parting {
-            Some(parting) => std::future::poll_fn(|context| parting.poll_part(inner, context)).await,
-            None => {
-                let _ = inner.shutdown().await;
-            }
-        }
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 

@@ -11,6 +11,7 @@ pub mod client;
 pub mod decoded;
 pub mod frames;
 pub mod h2c;
+pub mod nginx;
 pub mod relay;
 pub mod setup;
 pub mod tls;
