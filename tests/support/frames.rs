@@ -130,6 +130,17 @@ impl Frames {
         ended
     }
 
+    /// Whether anything has come, without waiting for it.
+    pub fn answered(&mut self) -> bool {
+        let _ = self.has_ended();
+        !self.unread.is_empty()
+    }
+
+    /// What has come and was not read, as text.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&self.unread).into_owned()
+    }
+
     fn more(&mut self) -> Option<()> {
         let mut bytes = [0; 64 * 1024];
         match self.stream.read(&mut bytes) {
