@@ -1,6 +1,6 @@
 //! Clients that take their time, say too much or say what is not theirs to say.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::float_arithmetic)]
 
 mod support;
 
@@ -139,7 +139,7 @@ fn a_connection_without_a_request_ends() {
 /// The answer to a body that is late, over h2: its text.
 fn late_over_h2(client: &mut Frames) -> String {
     let head = client.next_of(kind::HEADERS).expect("no answer");
-    assert_eq!(head.status(), Some(0), "408 is not in HPACK's table");
+    assert_eq!(head.status(), 408);
     String::from_utf8(client.next_of(kind::DATA).unwrap().payload).unwrap()
 }
 

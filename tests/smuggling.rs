@@ -168,19 +168,15 @@ fn ask_h2(to: SocketAddr, lines: &[&str], words: &Words) -> String {
         client.send(kind::DATA, end, 1, piece);
     }
     // What is passed on is passed on before the answer, and a stream has one.
-    let outcome = loop {
+    loop {
         let Some(frame) = client.next() else { break "closed".to_owned() };
         match frame.kind {
-            kind::HEADERS => match frame.status() {
-                Some(0) | None => break "4xx".to_owned(),
-                Some(status) => break status.to_string(),
-            },
+            kind::HEADERS => break frame.status().to_string(),
             kind::RST_STREAM => break format!("reset {}", frame.code()),
             kind::GOAWAY if frame.code() != 0 => break format!("closed {}", frame.code()),
             _ => {}
         }
-    };
-    outcome
+    }
 }
 
 struct Stage {

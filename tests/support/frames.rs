@@ -34,17 +34,20 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The status that a HEADERS frame begins with, where it is one of those that HPACK's table has.
-    pub fn status(&self) -> Option<u16> {
+    /// The status that an answer's HEADERS frame begins with.
+    #[track_caller]
+    pub fn status(&self) -> u16 {
         // What resizes the table may come first.
-        let first = self.payload.iter().find(|byte| **byte & 0xe0 != 0x20)?;
-        Some(match first {
-            0x88 => 200,
-            0x8c => 400,
-            0x8d => 404,
-            0x8e => 500,
-            _ => 0,
-        })
+        let at = self.payload.iter().position(|byte| byte & 0xe0 != 0x20).unwrap();
+        let first = self.payload[at];
+        if let (0x88..=0x8e, known) = (first, [200, 204, 206, 304, 400, 404, 500]) {
+            return known[usize::from(first - 0x88)];
+        }
+        assert!(first == 0x48 || matches!(first, 0x08 | 0x18), "no status: {:?}", self.payload);
+        let length = self.payload[at + 1];
+        let value = &self.payload[at + 2..at + 2 + usize::from(length & 0x7f)];
+        let digits = if length & 0x80 == 0 { String::from_utf8(value.to_vec()).unwrap() } else { digits(value) };
+        digits.parse().unwrap()
     }
 
     /// The code of a RST_STREAM or GOAWAY frame.
@@ -179,6 +182,22 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Three digits in Huffman's code: five bits for 0 to 2, six for the others.
+fn digits(coded: &[u8]) -> String {
+    let bits: String = coded.iter().map(|byte| format!("{byte:08b}")).collect();
+    let (mut at, mut digits) = (0, String::new());
+    while digits.len() < 3 {
+        let short = u8::from_str_radix(&bits[at..at + 5], 2).unwrap();
+        let (digit, length) = match short {
+            0..=2 => (short, 5),
+            _ => (u8::from_str_radix(&bits[at..at + 6], 2).unwrap() - 0x19 + 3, 6),
+        };
+        at += length;
+        digits.push(char::from(b'0' + digit));
+    }
+    digits
 }
 
 /// HPACK's whole numbers, with a prefix of seven bits.
