@@ -219,6 +219,37 @@ fn a_head_has_its_size() {
     assert_eq!(upstream.count(), 6);
 }
 
+#[test]
+fn what_is_no_request_is_told_so_at_once() {
+    let upstream = Upstream::polite();
+    let relay = Setup::new(&upstream).limits("header_seconds_max = 3600").start();
+    let authority = Authority::new("of nobody");
+    assert!(connect(relay.http, "relay.test", &authority.client(&[])).is_err(), "a handshake where none is spoken");
+    let mut connection = Connection::open(relay.http);
+    connection.write(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]);
+    connection.response().assert_error(400, "invalid_request_error", "bad_request");
+    assert!(connection.is_closed());
+    // Line ends before a request are none of it, up to a point.
+    let mut connection = Connection::open(relay.http);
+    connection.write(&b"\r\n".repeat(400_000));
+    connection.response().assert_error(400, "invalid_request_error", "bad_request");
+}
+
+#[test]
+fn a_head_that_came_with_the_request_before_may_end_later() {
+    let upstream = Upstream::polite();
+    let relay = Setup::new(&upstream).start();
+    let request = Request::get("/v1/models").key(&relay.key).bytes();
+    for cut in [1, 2, 3, 4, 5, request.len() - 1] {
+        let (one, other) = request.split_at(request.len() - cut);
+        let mut connection = Connection::open(relay.http);
+        connection.write(&[&request, one].concat());
+        assert_eq!(connection.response().status, 200);
+        connection.write(other);
+        assert_eq!(connection.response().status, 200, "{cut} bytes came later");
+    }
+}
+
 const FOREIGN: [(&str, &str); 12] = [
     ("x-unknown", "canary"),
     ("x-forwarded-for", "192.0.2.1"),

@@ -60,9 +60,13 @@ fn assert_ends_whole(mut connection: Connection) {
     assert!(end == End::Clean && String::from_utf8_lossy(&rest).contains("[DONE]"), "{end:?}");
 }
 
-#[track_caller]
-fn wait_until_empty(relay: &Relay) {
-    until("the connections to be over", || (relay.metric("tollgate_connections_open", &[]) < 0.5).then_some(()));
+/// A connection that is kept after its first answer. What others have just closed may still take a place.
+fn hold(relay: &Relay) -> Connection {
+    let request = Request::get("/v1/models").key(&relay.key);
+    until("a place for a connection", || {
+        let mut connection = Connection::open(relay.http);
+        (connection.ask(&request).status == 200).then_some(connection)
+    })
 }
 
 #[test]
@@ -72,10 +76,8 @@ fn connections_of_one_address_are_limited() {
     let authority = Authority::new("of the relay");
     let setup = Setup::new(&upstream).limits("connections_per_ip_max = 8");
     let relay = setup.https(&authority.certify("relay.test")).start();
-    wait_until_empty(&relay);
     let running = begin(&relay);
-    let silent: Vec<Connection> = (0..7).map(|_| Connection::open(relay.http)).collect();
-    until("eight connections", || (relay.metric("tollgate_connections_open", &[]) > 7.5).then_some(()));
+    let idle: Vec<Connection> = (0..7).map(|_| hold(&relay)).collect();
     // One that says what it wants, and one that says nothing.
     let mut late = Request::chat(&hello()).key(&relay.key).begin(relay.http);
     assert_overloaded(&late.response());
@@ -87,7 +89,7 @@ fn connections_of_one_address_are_limited() {
     assert!(refused.is_err(), "TLS is not spoken with one too many");
     assert!(relay.metric("tollgate_connections_closed_total", &[("reason", "too_many")]) >= 3.0);
     assert_eq!(Request::get("/healthz").send(relay.admin).status, 200, "machines are not counted");
-    drop(silent);
+    drop(idle);
     until("room", || (relay.chat(&hello()).status == 200).then_some(()));
     connect(relay.https, "relay.test", &authority.client(&["http/1.1"])).unwrap();
     gate.open();
@@ -98,9 +100,7 @@ fn connections_of_one_address_are_limited() {
 fn a_reload_counts_for_those_who_connect_after_it() {
     let upstream = Upstream::polite();
     let relay = Setup::new(&upstream).limits("connections_per_ip_max = 4").start();
-    wait_until_empty(&relay);
-    let mut held: Vec<Connection> = (0..4).map(|_| Connection::open(relay.http)).collect();
-    until("four connections", || (relay.metric("tollgate_connections_open", &[]) > 3.5).then_some(()));
+    let mut held: Vec<Connection> = (0..4).map(|_| hold(&relay)).collect();
     assert_eq!(Connection::open(relay.http).response().status, 503);
     relay.edit_config(|toml| toml.replace("connections_per_ip_max = 4", "connections_per_ip_max = 5"));
     until("the fifth to be let in", || (relay.chat(&hello()).status == 200).then_some(()));
@@ -196,6 +196,23 @@ fn assert_alone_with_it(relay: &Relay, taken: &AtomicUsize, ask: impl FnOnce()) 
     println!("the slow reader's stream: {taken} bytes were taken from the provider; the relay grew by {grown} bytes");
     assert!(taken < 64 * 1024 * 1024, "{taken} bytes were read for who reads nothing");
     assert!(grown < 96.0 * 1024.0 * 1024.0, "the relay grew by {grown} bytes");
+}
+
+#[test]
+fn a_large_answer_passes_through_small_buffers() {
+    let large = "word ".repeat(2 * 1024 * 1024);
+    let text = large.clone();
+    let upstream = Upstream::start(move |_, answer| {
+        let message = json!({"role": "assistant", "content": text});
+        let choice = json!({"index": 0, "message": message, "finish_reason": "stop"});
+        answer.json(200, &json!({"id": "x", "choices": [choice], "usage": support::upstream::usage(9, 2)}));
+    });
+    let relay = Setup::new(&upstream).listen("h2c = true").start();
+    let request = Request::chat(&hello()).key(&relay.key);
+    for answer in [request.send(relay.http), support::h2c::send(&request, relay.http)] {
+        assert_eq!((answer.status, answer.end), (200, End::Clean));
+        assert!(answer.json()["choices"][0]["message"]["content"] == large.as_str());
+    }
 }
 
 fn endless_body() -> Value {

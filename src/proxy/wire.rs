@@ -42,6 +42,8 @@ pub(super) struct Wire {
     held: BytesMut,
     /// Whether what is held may be: it has a head's end, or nothing more will come.
     may_pass: bool,
+    /// What has come of the head that is being read.
+    head_bytes: usize,
     /// The last bytes that were handed on or held.
     last: [u8; END_BYTES],
     frames: Frames,
@@ -60,6 +62,7 @@ impl Wire {
             shared,
             held: BytesMut::new(),
             may_pass: false,
+            head_bytes: 0,
             last: [0; END_BYTES],
             frames,
             overdue: None,
@@ -94,6 +97,13 @@ impl Wire {
                 self.pass_held(buf);
                 return Poll::Ready(Ok(()));
             }
+            if self.link.stage() == Stage::Waiting {
+                self.head_bytes = 0;
+            } else if self.head_bytes > HEAD_BYTES_MAX {
+                self.held.clear();
+                self.part(&Refusal::new(Cause::BadRequest, "The request has more than 64 KiB of headers."));
+                continue;
+            }
             let before = buf.filled().len();
             ready!(Pin::new(&mut self.inner).poll_read(context, buf))?;
             let read = &buf.filled()[before..];
@@ -105,7 +115,8 @@ impl Wire {
                 continue;
             }
             self.link.head_began();
-            let is_whole = ends_a_head(&self.last, read);
+            let is_whole = ends_a_head(&self.last, read) || (self.head_bytes == 0 && is_no_head(read));
+            self.head_bytes += read.len();
             self.last = last_of(&self.last, read);
             if is_whole && self.held.is_empty() {
                 return Poll::Ready(Ok(()));
@@ -113,10 +124,6 @@ impl Wire {
             self.held.extend_from_slice(read);
             buf.set_filled(before);
             self.may_pass = is_whole;
-            if !is_whole && self.held.len() > HEAD_BYTES_MAX {
-                self.held.clear();
-                self.part(&Refusal::new(Cause::BadRequest, "The request has more than 64 KiB of headers."));
-            }
         }
     }
 
@@ -186,8 +193,16 @@ impl Wire {
 /// Whether a blank line ends in `read`, which came after `last`. A bare line feed ends a line here: to hand on too early does no
 /// harm, and to wait for what will not come would.
 fn ends_a_head(last: &[u8; END_BYTES], read: &[u8]) -> bool {
-    let edge: Vec<u8> = last.iter().chain(read.iter().take(END_BYTES)).copied().collect();
+    let mut edge = [0; 2 * END_BYTES];
+    edge[..END_BYTES].copy_from_slice(last);
+    let first = &read[..read.len().min(END_BYTES)];
+    edge[END_BYTES..END_BYTES + first.len()].copy_from_slice(first);
     has_blank_line(&edge) || has_blank_line(read)
+}
+
+/// Whether these can be no head's first bytes, such as a TLS handshake's: whoever sent them is to be told at once.
+fn is_no_head(read: &[u8]) -> bool {
+    read.first().is_some_and(|byte| !byte.is_ascii_graphic() && !matches!(byte, b'\r' | b'\n'))
 }
 
 fn has_blank_line(bytes: &[u8]) -> bool {
