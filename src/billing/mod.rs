@@ -24,6 +24,7 @@ mod debts;
 mod delivery;
 mod elsewhere;
 mod feed;
+mod gathering;
 mod group;
 mod holds;
 mod log_taker;

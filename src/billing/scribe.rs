@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::gathering::Gathering;
 use super::group::{Acknowledgement, Arrived, Group, Portion};
 use super::log_taker;
 use super::open_row::Facts;
@@ -35,11 +36,6 @@ const FULL_TOLD_EVERY_US: u64 = 60_000_000;
 /// When a write is tried again for which there was no room: after this, twice this, up to the next.
 const RETRY_FIRST_US: u64 = 10_000;
 const RETRY_MAX_US: u64 = 500_000;
-
-/// Where requests end in such quick succession, some are gathered before they are written: a write costs as much as dozens of
-/// them, and waking a thread for each as much as a few.
-const BUSY_WITHIN_US: u64 = 500;
-const GATHER: Duration = Duration::from_micros(100);
 
 /// What is not urgent need not wake who looks again this soon: nothing of it is due before.
 const SOON: Duration = Duration::from_millis(4);
@@ -153,10 +149,10 @@ impl Inbox {
     }
 
     /// Lets things come, for a moment in which nobody is woken for them.
-    fn gather(&self) {
+    fn gather(&self, time: Duration) {
         let held = self.lock();
         if !held.is_ending {
-            drop(self.bell.wait_timeout(held, GATHER));
+            drop(self.bell.wait_timeout(held, time));
         }
     }
 
@@ -471,20 +467,17 @@ where
 fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Result<(), SpoolError> {
     let began = Instant::now();
     let now_us = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (mut is_busy, mut last_us) = (false, 0);
+    let mut gathering = Gathering::default();
     loop {
-        if is_busy {
-            inbox.gather();
+        if let Some(time) = gathering.time(now_us()) {
+            inbox.gather(time);
         }
         let wait = scribe.due_us().map(|due| Duration::from_micros(due.saturating_sub(now_us())));
         let finished = scribe.finished;
         if scribe.turn(inbox, wait, now_us)? {
             return Ok(());
         }
-        let now_us = now_us();
-        let has_finished = scribe.finished > finished;
-        is_busy = has_finished && now_us.saturating_sub(last_us) < BUSY_WITHIN_US;
-        last_us = if has_finished { now_us } else { last_us };
+        gathering.ended(scribe.finished - finished, now_us());
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) struct Serve {}
 impl Serve {
     pub(super) fn run(&self, common: &Common) -> Outcome {
         process::log_to_stderr();
+        process::raise_descriptor_limit();
         let path = config::locate(common.config.as_deref());
         let loaded = config::load(&path, Providers::All).map_err(|mistakes| Failure::of_mistakes(&mistakes))?;
         let live = Arc::new(Live::new(path, Providers::All, loaded));
