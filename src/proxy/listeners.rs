@@ -7,7 +7,6 @@
 use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
@@ -18,6 +17,7 @@ use pingora::protocols::http::v2::server::H2Options;
 use pingora::protocols::l4;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::connections::Closed;
@@ -48,14 +48,14 @@ pub(super) struct Gate {
     shared: Arc<Shared>,
     /// The listener that speaks TLS.
     tls: Option<(SocketAddr, Acceptor)>,
-    being_told: AtomicUsize,
+    telling: Semaphore,
 }
 
 impl Gate {
     /// `tls` is the address on which TLS is spoken, and how.
     pub(super) fn new(proxy: HttpProxy<Relay>, shared: Arc<Shared>, tls: Option<(SocketAddr, Acceptor)>) -> Self {
         let http = Arc::new(HeadDeadline { proxy: Arc::new(proxy), shared: Arc::clone(&shared) });
-        Self { http, shared, tls, being_told: AtomicUsize::new(0) }
+        Self { http, shared, tls, telling: Semaphore::new(TOLD_AT_ONCE_MAX) }
     }
 
     /// How TLS is spoken with who came to that address.
@@ -108,17 +108,14 @@ impl Gate {
     /// Tells a client that it may not connect, where that takes no handshake.
     async fn turn_away(&self, mut stream: Stream, has_tls: bool) {
         self.shared.connections.closed(Closed::TooMany);
-        if has_tls || self.being_told.fetch_add(1, Ordering::Relaxed) >= TOLD_AT_ONCE_MAX {
-            if !has_tls {
-                self.being_told.fetch_sub(1, Ordering::Relaxed);
-            }
+        if has_tls {
             return;
         }
+        let Ok(_turn) = self.telling.try_acquire() else { return };
         let refusal =
             Refusal::new(Cause::Overloaded, "Too many connections come from this address.").retry_after_ms(1000);
         let mut parting = Parting::new(&refusal);
         std::future::poll_fn(|context| parting.poll_part(&mut stream, context)).await;
-        self.being_told.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
