@@ -40,7 +40,8 @@ use reader::Reading;
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
 pub use snapshot::{
-    BillingConfig, Durability, Https, Limits, Listen, SinkConfig, SinkTarget, Snapshot, StoreConfig, TracesConfig,
+    BillingConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot, StoreConfig,
+    TracesConfig,
 };
 
 /// Which of the providers that are written down must be usable.

@@ -46,6 +46,8 @@ impl Snapshot {
             ("listen.admin", new.admin != old.admin),
             ("listen.metrics", new.metrics != old.metrics),
             ("store", self.store != running.store),
+            // HTTP/2's is the listener's; HTTP/1.1 takes the new one up at once.
+            ("limits.keep_alive_seconds_max over HTTP/2", self.limits.keep_alive_max != running.limits.keep_alive_max),
             (
                 "billing",
                 BillingConfig { drain_max: running.billing.drain_max, ..self.billing.clone() } != running.billing,
@@ -198,6 +200,21 @@ pub struct TracesConfig {
     pub service_name: Box<str>,
 }
 
+/// A part of a whole, in millionths of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(pub u32);
+
+impl Share {
+    /// The whole.
+    pub const WHOLE: Self = Self(1_000_000);
+
+    /// That part of a number, rounded down.
+    pub fn of(self, whole: u64) -> u64 {
+        let part = u128::from(whole) * u128::from(self.0) / u128::from(Self::WHOLE.0);
+        u64::try_from(part).unwrap_or(u64::MAX)
+    }
+}
+
 /// `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -209,8 +226,12 @@ pub struct Limits {
     pub body_idle_max: Duration,
     /// How long a body may take to arrive, whole.
     pub body_total_max: Duration,
-    /// Connections at once from one address.
+    /// Connections at once from one address, or from one IPv6 network of 64 bits.
     pub connections_per_ip_max: u32,
+    /// How long a connection may wait for its next request.
+    pub keep_alive_max: Duration,
+    /// How much of the memory there is may be used before nothing new is begun.
+    pub memory_share_max: Share,
     /// Requests at once, of all clients.
     pub requests_in_flight_max: u32,
     /// How long a stream may be silent before it gets a comment that keeps it alive; zero for ever.
@@ -229,6 +250,8 @@ impl Default for Limits {
             body_idle_max: Duration::from_secs(10),
             body_total_max: Duration::from_secs(120),
             connections_per_ip_max: 256,
+            keep_alive_max: Duration::from_secs(75),
+            memory_share_max: Share(850_000),
             requests_in_flight_max: 20_000,
             stream_silence_max: Duration::from_secs(15),
             shutdown_max: Duration::from_secs(300),

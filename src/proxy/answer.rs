@@ -16,6 +16,7 @@ use super::admission::{Received, may_use, model_not_found};
 use super::body;
 use super::exchange::{Caller, Exchange};
 use super::idempotency::Replay;
+use super::link::Link;
 use super::tape::Substitute;
 use crate::relay::admit::Window;
 use crate::relay::dialect::ProviderError;
@@ -27,9 +28,12 @@ use crate::relay::route::Model;
 pub(super) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) {
     exchange.fails(refusal.cause);
     let is_read = session.downstream_session.is_body_done();
-    if !is_read {
-        // What follows on this connection may be the rest of a body that nobody framed.
+    if !is_read || refusal.cause == Cause::BadRequest {
+        // What follows on this connection may be the rest of a body that nobody framed, or that others frame in another way.
         session.set_keepalive(None);
+        if let Some(link) = Link::current() {
+            link.doubt();
+        }
     }
     let written = write(session, exchange, refusal.cause.status(), refusal.to_json(), Some(&refusal)).await;
     if !is_read && written.is_ok() {

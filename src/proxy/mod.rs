@@ -9,19 +9,25 @@ mod answer;
 mod body;
 mod certificates;
 mod clock;
+mod connections;
 mod demo;
 mod doors;
 mod ending;
 mod exchange;
 mod failed_logins;
+mod frames;
 mod handover;
+mod head;
 mod idempotency;
 mod in_flight;
 mod keyring;
+mod link;
 mod listeners;
 mod machines;
+mod memory;
 mod notify;
 mod opening;
+mod parting;
 mod passing;
 mod phases;
 mod places;
@@ -33,6 +39,7 @@ mod stage;
 mod tape;
 mod tries;
 mod upstream;
+mod wire;
 mod work;
 
 use std::sync::Arc;
@@ -41,11 +48,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use self::clock::Clock;
+use self::connections::Connections;
 use self::demo::Demo;
 use self::failed_logins::FailedLogins;
 use self::idempotency::Idempotency;
 use self::in_flight::InFlight;
 use self::keyring::Keyring;
+use self::memory::Memory;
 use self::resolve::Resolver;
 use self::stage::Stage;
 use crate::billing::Recorder;
@@ -74,6 +83,8 @@ pub struct Shared {
     demo: Demo,
     failed_logins: FailedLogins,
     requests_in_flight: InFlight,
+    connections: Arc<Connections>,
+    memory: Arc<Memory>,
     /// What Gemini wants to be reminded of and clients forget.
     signatures: Arc<SignatureMemory>,
     stage: Stage,

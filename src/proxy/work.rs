@@ -20,7 +20,7 @@ use super::places::{spool_place, traces_place};
 use super::resolve::Resolver;
 use super::server::ServeError;
 use super::stage::Stage;
-use super::{Shared, settle};
+use super::{Shared, memory, settle};
 use crate::billing;
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
@@ -33,7 +33,7 @@ const AUDIT_EVERY: Duration = Duration::from_secs(600);
 
 /// All of it, at work.
 pub(super) struct Work {
-    background: [JoinHandle<()>; 4],
+    background: [JoinHandle<()>; 5],
     desk: Ending,
     billing: Ending,
     trace_writer: Option<TraceWriter>,
@@ -85,6 +85,8 @@ impl Work {
             demo: Demo::default(),
             failed_logins: FailedLogins::new(),
             requests_in_flight: InFlight::default(),
+            connections: Arc::default(),
+            memory: Arc::default(),
             signatures: Arc::default(),
             stage: Stage::default(),
         });
@@ -92,6 +94,7 @@ impl Work {
         let (reloading, reloaded) = (notifier.clone(), reloaded(Arc::clone(&metrics), notifier.clone()));
         let background = [
             runtime.spawn(async move { keyring.follow().await }),
+            runtime.spawn(memory::watch(Arc::clone(&shared.memory), Arc::clone(&live))),
             runtime.spawn(config::watch(live, move || reloading.reloading(), reloaded)),
             runtime.spawn(audit(store, metrics)),
             runtime.spawn(watch_for_upgrades(Launcher::new(upgrade), Arc::clone(&shared))),

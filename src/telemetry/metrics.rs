@@ -26,6 +26,16 @@ pub struct Metrics {
     pub cost_usd: CounterVec,
     /// `tollgate_refusals_total{code}`
     pub refusals: IntCounterVec,
+    /// `tollgate_requests_in_flight`
+    requests_in_flight: IntGauge,
+    /// `tollgate_connections_open`: of the client API.
+    connections_open: IntGauge,
+    /// `tollgate_connections_closed_total{reason}`: those that the relay had to close.
+    connections_closed: IntCounterVec,
+    /// `tollgate_memory_used_bytes`
+    memory_used_bytes: IntGauge,
+    /// `tollgate_memory_limit_bytes`: past it new requests are refused.
+    memory_limit_bytes: IntGauge,
     /// `tollgate_streams_active`
     pub streams_active: IntGauge,
     /// `tollgate_holds_active`: requests that hold what they may come to cost.
@@ -72,13 +82,23 @@ pub struct Metrics {
     trace_spans: IntCounterVec,
 }
 
-/// What is counted elsewhere and read at each scrape. All are totals since the start but for the holds and what waits.
+/// What is counted elsewhere and read at each scrape. All are totals since the start but for what is told of now.
 #[derive(Debug, Default, Clone)]
 pub struct Observed {
     /// Requests that hold what they may come to cost, now.
     pub holds_active: i64,
     /// How much they hold, now.
     pub held_nano_usd: i64,
+    /// Requests under way, now.
+    pub requests_in_flight: u64,
+    /// Connections of the client API, now.
+    pub connections_open: u64,
+    /// Those that the relay had to close, by reason.
+    pub connections_closed: Vec<(&'static str, u64)>,
+    /// What is used of the memory, at the last look.
+    pub memory_used_bytes: u64,
+    /// What of it may be used.
+    pub memory_limit_bytes: u64,
     /// Look-ups that the cache answered.
     pub key_cache_hits: u64,
     /// Look-ups of keys that the cache knew not to exist.
@@ -180,6 +200,16 @@ impl Metrics {
                 CounterVec::new(Opts::new("tollgate_cost_usd_total", "What was billed."), &["model"])?,
             )?,
             refusals: counters(r, "refusals_total", "Refused and failed requests, by error code.", &["code"])?,
+            requests_in_flight: gauge(r, "requests_in_flight", "Requests under way.")?,
+            connections_open: gauge(r, "connections_open", "Connections of the client API.")?,
+            connections_closed: counters(
+                r,
+                "connections_closed_total",
+                "Connections that the relay had to close.",
+                &["reason"],
+            )?,
+            memory_used_bytes: gauge(r, "memory_used_bytes", "What the process or its control group uses.")?,
+            memory_limit_bytes: gauge(r, "memory_limit_bytes", "Past it new requests are refused.")?,
             streams_active: gauge(r, "streams_active", "Streamed answers under way.")?,
             holds_active: gauge(r, "holds_active", "Requests that hold what they may come to cost.")?,
             held: gauge(r, "held_nano_usd", "What running requests hold of their accounts.")?,
@@ -290,7 +320,14 @@ impl Metrics {
         self.holds_active.set(observed.holds_active);
         self.held.set(observed.held_nano_usd);
         self.config_refused.set(i64::from(observed.config_refused));
+        for (reason, total) in &observed.connections_closed {
+            raise(&self.connections_closed.with_label_values(&[*reason]), *total);
+        }
         for (gauge, value) in [
+            (&self.requests_in_flight, observed.requests_in_flight),
+            (&self.connections_open, observed.connections_open),
+            (&self.memory_used_bytes, observed.memory_used_bytes),
+            (&self.memory_limit_bytes, observed.memory_limit_bytes),
             (&self.spool_events, observed.spool_events),
             (&self.spool_oldest_seconds, observed.spool_oldest_seconds),
             (&self.spool_open_requests, observed.spool_open_requests),
