@@ -8,7 +8,7 @@
 //! steadier than requests a second. One program plays the bare proxy and the upstream too: it starts itself with that
 //! word as its first argument.
 //!
-//! Needs Linux with two cores and `taskset`, `setpriv`, `prlimit` (util-linux). nginx is left out where it is not
+//! Needs Linux with two cores and `taskset`, `setpriv` (util-linux). nginx is left out where it is not
 //! installed. Everything is on loopback and in a temporary folder.
 
 #![allow(
@@ -34,6 +34,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use contender::{Gateway, Place, Running, on_core};
 use load::{Limit, Target, Work};
@@ -50,8 +51,6 @@ const BESIDE: usize = 300;
 const PACED_STREAMS: usize = 4;
 const WARM_UP: Limit = Limit { time: Duration::from_millis(250), requests: 2_000 };
 const REQUESTS_MAX: u64 = 200_000;
-/// Descriptors besides those of open streams: a gateway has two a stream.
-const FILES_OPEN: usize = 8192;
 
 const SMALL: Work = Work { model: "small", body_bytes: 200, members: "", connections: 64 };
 const STREAM: Work = Work { model: "stream", body_bytes: 200, members: "\"stream\":true,", connections: 16 };
@@ -138,11 +137,9 @@ fn run(options: &Options) -> Result<(), Failure> {
     let own_pid = std::process::id().to_string();
     // Children inherit both; the gateways are then put on their own core.
     checked(Command::new("taskset").args(["-cp", &options.load_core.to_string(), &own_pid]))?;
-    checked(Command::new("prlimit").args([
-        "--pid",
-        &own_pid,
-        &format!("--nofile={}:", FILES_OPEN + 2 * options.open_streams),
-    ]))?;
+    // A gateway has two descriptors for each open stream.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
     let gateways: Vec<String> = options.gateways.iter().filter(|name| is_here(name)).cloned().collect();
     let load = std::fs::read_to_string("/proc/loadavg")?;
     println!("{} rounds of {} ms; load average before: {}", options.rounds, options.load_ms, load.trim());
