@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::DEPTH_MAX;
 use super::fault::{Expected, Fault, What};
-use super::text::{RawStr, plain_bytes};
+use super::text::{RawStr, simple_bytes};
 
 /// Walks JSON text and lends what it finds. After an error the cursor is of no more use.
 #[derive(Debug, Clone)]
@@ -120,7 +120,9 @@ impl<'a> Cursor<'a> {
         let mut at = start;
         let mut escaped = false;
         loop {
-            at += plain_bytes(&bytes[at..]);
+            let (simple, has_escapes) = simple_bytes(&bytes[at..]);
+            at += simple;
+            escaped |= has_escapes;
             match bytes.get(at) {
                 Some(b'"') => break,
                 Some(b'\\') => {

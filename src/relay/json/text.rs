@@ -42,11 +42,71 @@ pub(super) fn plain_bytes(bytes: &[u8]) -> usize {
         }
         at += 8;
         if at == 32 {
-            // A long one: prose, or the base64 of an image. Blocks that the compiler turns into vector instructions.
-            at += bytes[at..].chunks_exact(64).take_while(|block| !block_has_special(block)).count() * 64;
+            at += clean_blocks(&bytes[at..]);
         }
     }
     at + bytes[at..].iter().position(|&byte| is_special(byte)).unwrap_or(bytes.len() - at)
+}
+
+/// How many bytes of a string's inside come before its quote, or before what is to be looked at more closely: a control character, or
+/// an escape that is not of two letters. Says whether there are escapes among them.
+///
+/// Prose in JSON has an escape every few words, and code one every few signs, so words of eight are gone on with behind each.
+pub(super) fn simple_bytes(bytes: &[u8]) -> (usize, bool) {
+    let (mut at, mut escaped, mut clean) = (0, false, 0);
+    while let Some(word) = bytes.get(at..at + 8).and_then(|word| <[u8; 8]>::try_from(word).ok()) {
+        let mut marks = all_specials(u64::from_le_bytes(word));
+        if marks == 0 {
+            at += 8;
+            clean += 1;
+            if clean == 4 {
+                at += clean_blocks(&bytes[at..]);
+                clean = 0;
+            }
+            continue;
+        }
+        clean = 0;
+        let start = at;
+        while marks != 0 {
+            let place = start + (marks.trailing_zeros() / 8) as usize;
+            if !is_two_letter_escape(&bytes[place..]) {
+                return (place, escaped);
+            }
+            escaped = true;
+            at = place + 2;
+            marks = u64::MAX.checked_shl(8 * (at - start) as u32).map_or(0, |behind| marks & behind);
+        }
+        at = at.max(start + 8);
+    }
+    while at < bytes.len() && (!is_special(bytes[at]) || is_two_letter_escape(&bytes[at..])) {
+        let is_escape = bytes[at] == b'\\';
+        escaped |= is_escape;
+        at += 1 + usize::from(is_escape);
+    }
+    (at, escaped)
+}
+
+fn is_two_letter_escape(bytes: &[u8]) -> bool {
+    matches!(bytes, [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..])
+}
+
+/// The high bit of each byte that is special, and of no other.
+fn all_specials(word: u64) -> u64 {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES * 0x80;
+    // Sums that carry into no other byte: the high bit stays 0 where the rest of the byte is less than what was added leaves room for.
+    let equals = |byte: u8| {
+        let differs = word ^ (ONES * u64::from(byte));
+        ((differs & !HIGH) + !HIGH) | differs
+    };
+    let printable = ((word & !HIGH) + ONES * 0x60) | word;
+    !(equals(b'"') & equals(b'\\') & printable) & HIGH
+}
+
+/// How many bytes there are before the first block with something special in it. A long text: prose, or the base64 of an image. Blocks
+/// that the compiler turns into vector instructions.
+fn clean_blocks(bytes: &[u8]) -> usize {
+    bytes.chunks_exact(64).take_while(|block| !block_has_special(block)).count() * 64
 }
 
 fn is_special(byte: u8) -> bool {
@@ -150,6 +210,27 @@ mod tests {
             text.extend_from_slice(&bytes);
             let expected = text.iter().position(|&byte| is_special(byte)).unwrap_or(text.len());
             prop_assert_eq!(plain_bytes(&text), expected);
+        }
+
+        #[test]
+        fn two_letter_escapes_are_passed_and_nothing_else_is(
+            pieces in proptest::collection::vec(
+                prop_oneof![
+                    4 => "[a-zé]{0,70}", 4 => r#"\\["\\/bfnrt]"#, 1 => r#"\\u00e9"#, 1 => r#"\\[a-z ]?"#, 1 => "\"", 1 => "[\u{0}-\u{1f}]",
+                ],
+                0..12,
+            )
+        ) {
+            let text = pieces.concat();
+            let (mut rest, mut escaped) = (text.as_bytes(), false);
+            loop {
+                match rest {
+                    [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', after @ ..] => (rest, escaped) = (after, true),
+                    [b'"' | b'\\' | 0..0x20, ..] | [] => break,
+                    [_, after @ ..] => rest = after,
+                }
+            }
+            prop_assert_eq!(simple_bytes(text.as_bytes()), (text.len() - rest.len(), escaped));
         }
 
         #[test]
