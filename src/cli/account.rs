@@ -80,10 +80,10 @@ impl Action {
             Action::Credit { id, amount, note } => store.credit(id, *amount, note.as_deref(), now_ms()).await?,
             Action::Plan { id, plan } => {
                 require_plan(snapshot, plan)?;
-                store.set_plan(id, plan).await?
+                store.set_plan(id, plan, now_ms()).await?
             }
-            Action::Suspend { id } => store.set_account_active(id, false).await?,
-            Action::Resume { id } => store.set_account_active(id, true).await?,
+            Action::Suspend { id } => store.set_account_active(id, false, now_ms()).await?,
+            Action::Resume { id } => store.set_account_active(id, true, now_ms()).await?,
         };
         print(&account, json);
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::store::now_ms;
+use super::store::{by_user, now_ms};
 use super::{Common, Failure, Outcome, key, output, process};
 use crate::config::{self, Live, Providers};
 use crate::proxy::{self, ServeError};
@@ -62,7 +62,7 @@ impl Quickstart {
         let runtime = process::runtime()?;
         let store = process::open_store(&runtime, &live.load().store.url)?;
         // The key is made when the listeners are open: a key that nobody is shown is of no use.
-        let started = || match runtime.block_on(first_key(&store)) {
+        let started = || match runtime.block_on(first_key(&by_user(&store))) {
             Ok(key) => self.welcome(&live, key.as_ref()),
             Err(Failure(message)) => output::error(&message),
         };

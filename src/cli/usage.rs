@@ -42,7 +42,8 @@ impl Usage {
             if let Some(id) = &self.account {
                 store.account(id).await?;
             }
-            let filter = UsageFilter { account_id: self.account.clone(), since_ms: self.since };
+            let (account_id, since_ms) = (self.account.clone(), self.since);
+            let filter = UsageFilter { account_id, since_ms, ..UsageFilter::default() };
             match (self.by, common.json) {
                 (Some(by), json) => totals(store, &filter, by, json).await?,
                 (None, true) => requests_as_json(store, &filter).await?,

@@ -206,7 +206,7 @@ mod tests {
         assert!(!entry.record().is_good_at(3));
         assert!(Arc::ptr_eq(&entry, &fixture.lookup(&key(1)).await.unwrap()), "the same entry, its windows with it");
 
-        fixture.store.set_plan(&fixture.account_id, "pro").await.unwrap();
+        fixture.store.set_plan(&fixture.account_id, "pro", 2).await.unwrap();
         fixture.keyring.take_over(seen).await.unwrap();
         assert_eq!(&*entry.record().plan, "pro");
     }
