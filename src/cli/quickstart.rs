@@ -8,7 +8,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::store::{by_user, now_ms};
-use super::{Common, Failure, Outcome, key, output, process};
+use super::{Common, Failure, Outcome, output, process};
+use crate::admin::create_key;
 use crate::config::{self, Live, Providers};
 use crate::proxy::{self, ServeError};
 use crate::relay::auth::ApiKey;
@@ -134,7 +135,7 @@ async fn first_key(store: &Store) -> Result<Option<ApiKey>, Failure> {
     let account = store.create_account("quickstart", FIRST_PLAN, now_ms()).await?;
     store.credit(&account.id, FIRST_CREDIT, Some("to begin with"), now_ms()).await?;
     let new = NewKey { account_id: account.id, name: "quickstart".to_owned(), terms: KeyTerms::default() };
-    let (_, secret) = key::create(store, &new).await?;
+    let (_, secret) = create_key(store, &new, now_ms()).await?;
     Ok(Some(secret))
 }
 

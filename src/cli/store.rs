@@ -40,15 +40,6 @@ fn name_of<'a>(id: &str, users: &'a str) -> Option<&'a str> {
     })
 }
 
-/// Fails with the names of the plans that there are, unless the plan is one of them.
-pub(super) fn require_plan(snapshot: &Snapshot, plan: &str) -> Result<(), Failure> {
-    if snapshot.catalogue.plan(plan).is_some() {
-        return Ok(());
-    }
-    let names = snapshot.catalogue.plan_names().join(", ");
-    Err(Failure(format!("there is no plan {plan:?}; the configuration has: {names}")))
-}
-
 /// Milliseconds since the Unix epoch.
 pub(super) fn now_ms() -> i64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -4,6 +4,7 @@
 //! The way through: head → key → whole body → admission → targets, one try at a time → the answer, piece by piece →
 //! settlement. Whatever ends a request early leaves through the same door (`exchange`'s drop).
 
+mod admin_api;
 mod admission;
 mod answer;
 mod body;
@@ -35,7 +36,7 @@ mod tries;
 mod upstream;
 mod work;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -48,10 +49,12 @@ use self::in_flight::InFlight;
 use self::keyring::Keyring;
 use self::resolve::Resolver;
 use self::stage::Stage;
+use crate::admin::api::ConfigStatus;
 use crate::billing::Recorder;
 use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
 use crate::relay::route::RetryBudget;
+use crate::store::Store;
 use crate::telemetry::{AccessLog, Metrics};
 
 pub use self::handover::{Upgrade, detach};
@@ -62,6 +65,9 @@ pub use self::server::{ServeError, serve};
 pub struct Shared {
     clock: Clock,
     live: Arc<Live>,
+    /// How `live` came to be what it is.
+    config_status: Mutex<ConfigStatus>,
+    store: Store,
     keyring: Arc<Keyring>,
     recorder: Recorder,
     idempotency: Idempotency,

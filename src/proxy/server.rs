@@ -18,12 +18,13 @@ use pingora_proxy::HttpProxy;
 use tokio::runtime::{Handle, Runtime};
 
 use super::Shared;
+use super::admin_api::AdminListener;
 use super::certificates::Certificates;
 use super::doors::{Connections, Door, Sockets};
 use super::ending::{End, Signals};
 use super::handover::{Giver, Place, Predecessor, Upgrade};
 use super::listeners::HeadDeadline;
-use super::machines::{AdminListener, MetricsListener};
+use super::machines::MetricsListener;
 use super::notify::{Notifier, Watchdog};
 use super::phases::{KEEP_ALIVE_SECONDS, Relay};
 use super::work::Work;
@@ -174,7 +175,7 @@ fn run_pingora(
     }
     let (connections, runtime) = (clients.connections(), clients.runtime());
     server.add_service(clients);
-    let mut admin = Door::new("admin", AdminListener(Arc::clone(shared)), 1, &shared.stage);
+    let mut admin = Door::new("admin", AdminListener::new(shared), 1, &shared.stage);
     admin.add(sockets.of("listen.admin").map_err(process)?, None);
     server.add_service(admin);
     let mut metrics = Door::new("metrics", MetricsListener(Arc::clone(shared)), 1, &shared.stage);
