@@ -12,7 +12,7 @@
 //! | [`billing`] | from a finished request to a ledger entry: recorder, spool, sinks |
 //! | [`store`] | accounts, keys, ledger and usage at rest |
 //! | [`admin`] | what machines and operators ask of the relay: health, readiness and the admin API |
-//! | [`telemetry`] | metrics and the access log |
+//! | [`telemetry`] | metrics, the access log, traces |
 
 pub mod admin;
 pub mod billing;

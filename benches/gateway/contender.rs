@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use crate::Failure;
 use crate::load::Target;
 use crate::measure::Process;
+use crate::upstream;
 
 const READY_STEP: Duration = Duration::from_millis(20);
 const READY_STEPS_MAX: u32 = 750;
@@ -121,27 +122,20 @@ impl Place<'_> {
 
     /// tollgate as an operator would run it: a store, a spool, a plan, a key, prices; limits out of the way.
     fn tollgate(&self, listen: SocketAddr) -> Result<(Command, String), Failure> {
-        let (upstream, folder) = (self.upstream, self.folder.display());
+        let (provider, folder) = (self.upstream, self.folder.display());
         let config = self.folder.join("tollgate.toml");
-        let models: String = ["small", "stream", "silent", "paced"]
-            .iter()
-            .map(|model| {
-                format!(
-                    "[[model]]\nid = \"bench/{model}\"\ncontext_window = 2_000_000\noutput_tokens_max = 16_384\n\
-                     owned_by = \"bench\"\nprice = {{ input = \"0.15\", output = \"0.60\", cache_read = \"0.075\" }}\n\
-                     targets = [{{ provider = \"upstream\", model = \"{model}\" }}]\n"
-                )
-            })
-            .collect();
+        let models: String = upstream::MODELS.iter().map(|targets| model(targets)).collect();
         fs::write(self.folder.join("upstream.key"), "sk-bench\n")?;
         let text = format!(
             "[listen]\nhttp = \"{listen}\"\nadmin = \"{}\"\nmetrics = \"{}\"\n\
              [store]\nurl = \"sqlite://{folder}/tollgate.db\"\n\
              [billing]\nspool = \"{folder}/spool.db\"\ndurability = \"process\"\n\
-             [limits]\nconnections_per_ip_max = 4096\nrequests_in_flight_max = 4096\n\
+             [limits]\nconnections_per_ip_max = 65536\nrequests_in_flight_max = 65536\n\
              [[plan]]\nname = \"bench\"\nrequests_per_minute = {REQUESTS_PER_MINUTE}\n\
-             [[provider]]\nname = \"upstream\"\ndialect = \"openai\"\nbase_url = \"http://{upstream}/v1\"\n\
-             credentials = [{{ file = \"upstream.key\" }}]\n{models}",
+             [[provider]]\nname = \"upstream\"\ndialect = \"openai\"\nbase_url = \"http://{provider}/v1\"\n\
+             credentials = [{{ file = \"upstream.key\" }}]\n\
+             [[provider]]\nname = \"breaking\"\ndialect = \"openai\"\nbase_url = \"http://{provider}/v1\"\n\
+             credentials = [{{ file = \"upstream.key\" }}]\nbreaker = false\n{models}",
             free_address()?,
             free_address()?,
         );
@@ -166,6 +160,21 @@ impl Place<'_> {
         }
         Ok(serde_json::from_slice(&output.stdout)?)
     }
+}
+
+/// A model with those targets, named after the first.
+fn model(targets: &[&str]) -> String {
+    let name = targets[0];
+    // One whose every answer breaks off would be left alone.
+    let provider = if name == "cut" { "breaking" } else { "upstream" };
+    let targets: Vec<String> =
+        targets.iter().map(|target| format!("{{ provider = \"{provider}\", model = \"{target}\" }}")).collect();
+    format!(
+        "[[model]]\nid = \"bench/{name}\"\ncontext_window = 2_000_000\noutput_tokens_max = 16_384\n\
+         owned_by = \"bench\"\nprice = {{ input = \"0.15\", output = \"0.60\", cache_read = \"0.075\" }}\n\
+         targets = [{}]\n",
+        targets.join(", ")
+    )
 }
 
 /// An address on loopback that nothing listens on.

@@ -48,7 +48,7 @@ impl Work {
     }
 
     /// The whole request: a conversation of turns of up to 4 KiB, with the escapes that real text has.
-    fn request(&self, target: &Target) -> Bytes {
+    pub fn request(&self, target: &Target) -> Bytes {
         let sentence = "A relay passes a message on \\\"as it is\\\", line by line.\\n";
         let mut body = format!("{{\"model\":\"bench/{}\",{}\"messages\":[", self.model, self.members);
         loop {
@@ -109,6 +109,20 @@ pub async fn closed_loop(target: &Target, work: &Work, limit: Limit) -> Result<u
         completed += outcome??;
     }
     Ok(completed)
+}
+
+/// Asks `count` times, one after the other on one connection; returns how long each took, in ns, sorted.
+pub async fn one_by_one(target: &Target, work: &Work, count: usize) -> Result<Vec<u64>, Failure> {
+    let request = work.request(target);
+    let mut connection = Connection::open(target.address).await?;
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let began = Instant::now();
+        connection.exchange(&request, &mut |_| {}).await?;
+        times.push(u64::try_from(began.elapsed().as_nanos())?);
+    }
+    times.sort_unstable();
+    Ok(times)
 }
 
 /// Opens `count` streams, waits for each one's first bytes and returns them open.

@@ -8,7 +8,7 @@
 //! steadier than requests a second. One program plays the bare proxy and the upstream too: it starts itself with that
 //! word as its first argument.
 //!
-//! Needs Linux with two cores and `taskset`, `setpriv`, `prlimit` (util-linux). nginx is left out where it is not
+//! Needs Linux with two cores and `taskset`, `setpriv` (util-linux). nginx is left out where it is not
 //! installed. Everything is on loopback and in a temporary folder.
 
 #![allow(
@@ -24,6 +24,7 @@ mod contender;
 mod load;
 mod measure;
 mod report;
+mod soak;
 mod upstream;
 
 use std::io::{BufRead, BufReader};
@@ -33,6 +34,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use contender::{Gateway, Place, Running, on_core};
 use load::{Limit, Target, Work};
@@ -44,11 +46,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Any error: the bench prints it and ends.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const OPEN_STREAMS: usize = 500;
+/// Requests that are timed while the streams are open.
+const BESIDE: usize = 300;
 const PACED_STREAMS: usize = 4;
 const WARM_UP: Limit = Limit { time: Duration::from_millis(250), requests: 2_000 };
 const REQUESTS_MAX: u64 = 200_000;
-const FILES_OPEN: &str = "8192:";
 
 const SMALL: Work = Work { model: "small", body_bytes: 200, members: "", connections: 64 };
 const STREAM: Work = Work { model: "stream", body_bytes: 200, members: "\"stream\":true,", connections: 16 };
@@ -78,6 +80,15 @@ struct Options {
     /// How long each CPU measure loads each gateway, in milliseconds
     #[arg(long, default_value_t = 1500)]
     load_ms: u64,
+    /// How many streams are open at once where their memory is measured
+    #[arg(long, default_value_t = 500)]
+    open_streams: usize,
+    /// Measures open streams, and nothing else
+    #[arg(long)]
+    only_open_streams: bool,
+    /// In place of all that: so many minutes of mixed load with faults on tollgate alone, and what becomes of its memory
+    #[arg(long)]
+    soak_minutes: Option<u64>,
     /// The gateways, in the order of a round
     #[arg(long, value_delimiter = ',', default_value = "nginx,bare Pingora,tollgate")]
     gateways: Vec<String>,
@@ -126,12 +137,17 @@ fn run(options: &Options) -> Result<(), Failure> {
     let own_pid = std::process::id().to_string();
     // Children inherit both; the gateways are then put on their own core.
     checked(Command::new("taskset").args(["-cp", &options.load_core.to_string(), &own_pid]))?;
-    checked(Command::new("prlimit").args(["--pid", &own_pid, &format!("--nofile={FILES_OPEN}")]))?;
+    // A gateway has two descriptors for each open stream.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
     let gateways: Vec<String> = options.gateways.iter().filter(|name| is_here(name)).cloned().collect();
     let load = std::fs::read_to_string("/proc/loadavg")?;
     println!("{} rounds of {} ms; load average before: {}", options.rounds, options.load_ms, load.trim());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(minutes) = options.soak_minutes {
+        return runtime.block_on(soak::run(options, Duration::from_secs(60 * minutes)));
+    }
     let report = runtime.block_on(measure_all(options, &gateways))?;
     println!("\n{}", report.table(&gateways));
     Ok(())
@@ -191,8 +207,14 @@ async fn measure_round(
     report: &mut Report,
 ) -> Result<(), Failure> {
     for (name, gateway) in running {
-        let kib = open_stream_kib(gateway).await.map_err(|error| format!("{name}, open streams: {error}"))?;
+        let found = open_streams(gateway, options.open_streams).await;
+        let (kib, beside) = found.map_err(|error| format!("{name}, open streams: {error}"))?;
         report.note(Measure::OpenStream, name, round, kib);
+        report.note(Measure::Beside, name, round, percentile_micros(&beside, 50));
+        report.note(Measure::BesideTail, name, round, percentile_micros(&beside, 99));
+    }
+    if options.only_open_streams {
+        return Ok(());
     }
     let limit = Limit { time: Duration::from_millis(options.load_ms), requests: REQUESTS_MAX };
     for (measure, work, units) in CPU_MEASURES {
@@ -229,18 +251,19 @@ async fn cpu_micros(gateway: &Gateway, work: &Work, limit: Limit) -> Result<f64,
     Ok((gateway.process.cpu_nanos()? - before) as f64 / 1000.0 / exchanges as f64)
 }
 
-/// What one more open stream takes of the gateway's own memory.
-async fn open_stream_kib(gateway: &Gateway) -> Result<f64, Failure> {
+/// What one more open stream takes of the gateway's own memory, and how long new requests take while they are open, sorted.
+async fn open_streams(gateway: &Gateway, count: usize) -> Result<(f64, Vec<u64>), Failure> {
     // What is loaded and built once at the first requests is not a stream's.
     load::closed_loop(&gateway.target, &SMALL, WARM_UP).await?;
     gateway.process.quiet().await?;
     let before = gateway.process.pss_kib()?;
-    let streams = load::open_streams(&gateway.target, &SILENT, OPEN_STREAMS).await?;
+    let streams = load::open_streams(&gateway.target, &SILENT, count).await?;
     gateway.process.quiet().await?;
     let kib = (gateway.process.pss_kib()? as f64 - before as f64) / streams.len() as f64;
+    let beside = load::one_by_one(&gateway.target, &SMALL, BESIDE).await?;
     drop(streams);
     gateway.process.quiet().await?;
-    Ok(kib)
+    Ok((kib, beside))
 }
 
 fn percentile_micros(sorted_nanos: &[u64], percent: usize) -> f64 {

@@ -49,6 +49,11 @@ impl Process {
         self.kib("status", "VmHWM:")
     }
 
+    /// How many descriptors are open.
+    pub fn descriptors(self) -> Result<usize, Failure> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))?.count())
+    }
+
     fn kib(self, file: &str, field: &str) -> Result<u64, Failure> {
         let text = fs::read_to_string(format!("/proc/{}/{file}", self.pid))?;
         let line = text.lines().find_map(|line| line.strip_prefix(field)).ok_or("a field is missing in /proc")?;

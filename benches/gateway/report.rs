@@ -19,6 +19,10 @@ pub enum Measure {
     Huge,
     /// KiB an open stream.
     OpenStream,
+    /// µs that a new request takes while they are open; the median one.
+    Beside,
+    /// The same at the 99th percentile.
+    BesideTail,
     /// µs that a chunk comes later than without a gateway; the median chunk.
     Delay,
     /// The same at the 99th percentile.
@@ -36,6 +40,8 @@ impl Measure {
             Self::Large => "CPU µs a request of 100 KiB",
             Self::Huge => "CPU µs a request of 1 MiB",
             Self::OpenStream => "memory of an open stream, KiB",
+            Self::Beside => "a new request beside them, median, µs",
+            Self::BesideTail => "a new request beside them, 99th percentile, µs",
             Self::Delay => "delay of a chunk, median, µs",
             Self::DelayTail => "delay of a chunk, 99th percentile, µs",
             Self::Peak => "peak RSS, MiB",

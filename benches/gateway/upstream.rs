@@ -4,6 +4,7 @@
 //! The answer is chosen by the request's `model` (its last path segment, so that a relay may rewrite `bench/small` to
 //! `small`): `small` is a JSON answer of about 500 bytes, `stream` 100 chunks without delay, `silent` a stream that
 //! opens and then says nothing, `paced` a stream whose chunks are 20 ms apart and carry the time of their writing.
+//! `flaky` is `small` that fails every seventh time, and `cut` a stream that breaks off in the middle.
 //!
 //! Absent on purpose: chunked requests (a relay sends a length), pipelining, TLS, any check of the key.
 
@@ -11,12 +12,18 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::Failure;
+
+/// Models of a relay in front of this: the answers that each may be given.
+pub const MODELS: &[&[&str]] = &[&["small"], &["stream"], &["silent"], &["paced"], &["flaky", "small"], &["cut"]];
+/// One of so many `flaky` answers is none.
+const FLAKY: u64 = 7;
 
 /// Chunks of one `stream` answer, each its own write: the role, 97 words, the finish, the usage with `[DONE]`.
 pub const CHUNKS: u64 = 100;
@@ -34,12 +41,15 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const MODEL_WITHIN_BYTES: usize = 64;
 
 const USAGE: &str = r#""usage":{"prompt_tokens":42,"completion_tokens":97,"total_tokens":139,"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0}}"#;
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 31\r\n\r\n\
+    {\"error\":{\"message\":\"not now\"}}";
 /// The headers that a provider adds to every answer.
 const PROVIDER_HEADERS: &str = "openai-version: 2020-10-01\r\nopenai-processing-ms: 212\r\n\
     x-ratelimit-limit-requests: 10000\r\nx-ratelimit-remaining-requests: 9999\r\nx-request-id: req_5b1f7c0e\r\n";
 
 /// The answers, written once.
 struct Answers {
+    flaky: AtomicU64,
     small: Vec<u8>,
     stream_head: Vec<u8>,
     chunks: Vec<Vec<u8>>,
@@ -61,7 +71,7 @@ impl Answers {
         chunks.extend((0..CHUNKS - 3).map(|word| framed(&event(&format!(r#"{{"content":" word{word}"}}"#), "null"))));
         chunks.push(framed(&event("{}", r#""stop""#)));
         chunks.push(last_chunk());
-        Self { small: small.into_bytes(), stream_head: stream_head.into_bytes(), chunks }
+        Self { flaky: AtomicU64::new(0), small: small.into_bytes(), stream_head: stream_head.into_bytes(), chunks }
     }
 }
 
@@ -121,6 +131,23 @@ async fn serve(mut stream: TcpStream, answers: &Answers) -> Result<(), Failure> 
                     // Streams take turns, so that their chunks interleave as those of many users would.
                     tokio::task::yield_now().await;
                 }
+            }
+            b"flaky" => {
+                let turn = answers.flaky.fetch_add(1, Ordering::Relaxed);
+                match (turn % FLAKY, turn / FLAKY % 3) {
+                    (0, 0) => stream.write_all(BUSY).await?,
+                    // Gone without a word, and gone in the middle of one.
+                    (0, 1) => return Ok(()),
+                    (0, _) => return Ok(stream.write_all(&answers.small[..20]).await?),
+                    _ => stream.write_all(&answers.small).await?,
+                }
+            }
+            b"cut" => {
+                stream.write_all(&answers.stream_head).await?;
+                for chunk in answers.chunks.iter().take(answers.chunks.len() / 2) {
+                    stream.write_all(chunk).await?;
+                }
+                return Ok(());
             }
             b"paced" => write_paced(&mut stream, answers).await?,
             b"silent" => {

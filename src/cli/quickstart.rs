@@ -50,6 +50,7 @@ fn local(port: u16) -> SocketAddr {
 impl Quickstart {
     pub(super) fn run(&self, _common: &Common) -> Outcome {
         process::log_to_stderr();
+        process::raise_descriptor_limit();
         let path = self.write_files()?;
         let mut loaded =
             config::load(&path, Providers::OnlyReady).map_err(|mistakes| Failure::of_mistakes(&mistakes))?;

@@ -25,6 +25,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(&self, common: &Common) -> Outcome {
         process::log_to_stderr();
+        process::raise_descriptor_limit();
         let path = config::locate(common.config.as_deref());
         let upgrade = Upgrade { config: path.clone(), executable: executable()?, takes_over: self.upgrade };
         if self.detach {

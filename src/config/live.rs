@@ -212,9 +212,10 @@ mod tests {
     fn settings_for_which_a_restart_is_needed_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let live = live(folder.path());
-        let more = "h2c = true\n[store]\nurl = 'sqlite://elsewhere.db'\n[limits]\nheader_seconds_max = 3\n";
+        let more = "h2c = true\n[store]\nurl = 'sqlite://elsewhere.db'\n[limits]\nheader_seconds_max = 3\n\
+                    [telemetry.traces]\nendpoint = 'http://127.0.0.1:4318'\n";
         std::fs::write(folder.path().join("tollgate.toml"), format!("{GOOD}{more}")).unwrap();
-        assert_eq!(live.reload().unwrap().needs_restart, ["listen.h2c", "store"]);
+        assert_eq!(live.reload().unwrap().needs_restart, ["listen.h2c", "store", "telemetry"]);
     }
 
     #[test]

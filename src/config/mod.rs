@@ -26,6 +26,7 @@ mod secret;
 mod settings;
 mod sink;
 mod snapshot;
+mod telemetry;
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -38,7 +39,10 @@ use reader::Reading;
 
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
-pub use snapshot::{BillingConfig, Durability, Https, Limits, Listen, SinkConfig, SinkTarget, Snapshot, StoreConfig};
+pub use snapshot::{
+    BillingConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot, StoreConfig,
+    TracesConfig,
+};
 
 /// Which of the providers that are written down must be usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +100,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let billing = std::mem::take(&mut draft.billing).into_content().unwrap_or_default();
     let limits = std::mem::take(&mut draft.limits).into_content().unwrap_or_default();
     let admin_token = std::mem::take(&mut draft.admin).into_content();
+    let traces = std::mem::take(&mut draft.telemetry).into_content().flatten();
     let (catalogue, left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
     let Reading { mistakes, files, .. } = reading;
     let files = files.into_inner();
@@ -103,7 +108,8 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
         return Err(Refused { mistakes: mistakes.into_sorted(&files.paths()), files });
     }
     let files_read = files.paths();
-    let snapshot = Snapshot { version: 1, listen, store, billing, limits, admin_token, catalogue, files: files_read };
+    let snapshot =
+        Snapshot { version: 1, listen, store, billing, limits, admin_token, traces, catalogue, files: files_read };
     Ok(Loaded { snapshot, left_out, files })
 }
 

@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::files::Files;
 use super::mistake::{Mistakes, Place};
+use crate::relay::meter::parse_nano_usd;
 
 /// What the reading of one configuration has in common, whichever file it is at.
 pub(super) struct Reading<'e> {
@@ -170,6 +171,20 @@ impl<'s> Value<'s> {
     pub(super) fn boolean(&self) -> Option<bool> {
         let boolean = self.value.as_bool();
         boolean.or_else(|| self.refuse(format_args!("must be true or false, not {}", self.type_name())))
+    }
+
+    /// A share from 0 to 1, a decimal without an exponent: in billionths.
+    pub(super) fn share_per_billion(&self) -> Option<u32> {
+        let decimal = match self.value {
+            DeValue::Float(float) => Some(float.as_str()),
+            DeValue::Integer(integer) if integer.radix() == 10 => Some(integer.as_str()),
+            _ => None,
+        };
+        // Exact, as money is read: a share of 0.1 is a tenth.
+        let share = decimal.and_then(parse_nano_usd).and_then(|billionths| u32::try_from(billionths).ok());
+        share.filter(|share| *share <= 1_000_000_000).or_else(|| {
+            self.refuse("must be a bare decimal from 0 to 1 with at most nine digits after the point; write 0.01 for one of a hundred")
+        })
     }
 
     /// A whole number in a range.

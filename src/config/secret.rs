@@ -1,6 +1,9 @@
-//! Secrets: a configuration says where one is, never what it is. No message repeats what stands where a secret may.
+//! Secrets: a configuration says where one is, never what it is. No message repeats what stands where a secret may, and what was
+//! read on the way to a secret is wiped.
 
 use std::path::PathBuf;
+
+use zeroize::Zeroizing;
 
 use super::mistake::Place;
 use super::reader::Value;
@@ -55,7 +58,10 @@ pub(super) fn required(value: &Value<'_>) -> Option<Secret> {
     }
 }
 
-fn from_environment(value: &Value<'_>) -> Option<Result<String, String>> {
+/// What a place holds, or why it holds nothing.
+type Found = Result<Zeroizing<String>, String>;
+
+fn from_environment(value: &Value<'_>) -> Option<Found> {
     let name = value.string()?;
     let is_name = !name.starts_with(|first: char| first.is_ascii_digit())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
@@ -65,13 +71,13 @@ fn from_environment(value: &Value<'_>) -> Option<Result<String, String>> {
     // A key that was pasted where its variable's name belongs is seldom all capitals; such text is not repeated.
     let shown = if name.bytes().any(|byte| byte.is_ascii_lowercase()) { "that it names" } else { name };
     Some(match (value.source.reading.environment)(name).map(std::ffi::OsString::into_string) {
-        Some(Ok(text)) => Ok(text),
+        Some(Ok(text)) => Ok(Zeroizing::new(text)),
         Some(Err(_)) => Err(format!("the environment variable {shown} is not UTF-8; set it anew")),
         None => Err(format!("the environment variable {shown} is not set; set it, or remove what needs it")),
     })
 }
 
-fn from_credentials_folder(value: &Value<'_>) -> Option<Result<String, String>> {
+fn from_credentials_folder(value: &Value<'_>) -> Option<Found> {
     let name = value.string()?;
     if name.contains('/') || name == ".." || name == "." {
         return value.refuse("must be the bare name of a systemd credential; use { file = } for a path");
@@ -85,7 +91,7 @@ fn from_credentials_folder(value: &Value<'_>) -> Option<Result<String, String>> 
     })
 }
 
-fn from_file(value: &Value<'_>, path: PathBuf) -> Result<String, String> {
+fn from_file(value: &Value<'_>, path: PathBuf) -> Found {
     let shown = path.display();
     let bytes = value
         .source
@@ -93,13 +99,14 @@ fn from_file(value: &Value<'_>, path: PathBuf) -> Result<String, String> {
         .files
         .borrow_mut()
         .read(&path)
+        .map(Zeroizing::new)
         .map_err(|error| format!("{shown} cannot be read: {error}; put the secret there, readable to this user"))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("{shown} is not UTF-8; put the bare secret there"))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{shown} is not UTF-8; put the bare secret there"))?;
+    Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// A secret travels in a header, so it is made of what a header can carry.
-fn check(text: String) -> Result<Secret, String> {
+fn check(text: Zeroizing<String>) -> Result<Secret, String> {
     if text.is_empty() {
         return Err("the secret there is empty; put it there, or remove what needs it".to_owned());
     }
@@ -108,7 +115,7 @@ fn check(text: String) -> Result<Secret, String> {
             "the secret there has spaces, line ends or non-ASCII characters inside; put it there bare".to_owned()
         );
     }
-    Ok(Secret::new(text))
+    Ok(Secret::new(text.as_str()))
 }
 
 #[cfg(test)]

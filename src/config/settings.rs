@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::reader::{Table, Value};
-use super::snapshot::{BillingConfig, Durability, Limits, StoreConfig};
+use super::snapshot::{BillingConfig, Durability, Limits, Share, StoreConfig};
 use super::{secret, sink};
 use crate::relay::route::Secret;
 
@@ -103,11 +103,37 @@ pub(super) fn limits(value: &Value<'_>) -> Option<Limits> {
         limits.stream_silence_max = Duration::from_secs(seconds);
     }
     set_seconds(&table, "shutdown_seconds_max", &mut limits.shutdown_max);
+    set_seconds(&table, "keep_alive_seconds_max", &mut limits.keep_alive_max);
+    if let Some(share) = table.optional("memory_share_max").and_then(|value| share(&value)) {
+        limits.memory_share_max = share;
+    }
     set_count(&table, "connections_per_ip_max", &mut limits.connections_per_ip_max);
     set_count(&table, "requests_in_flight_max", &mut limits.requests_in_flight_max);
     set_count(&table, "failed_auth_per_minute_max", &mut limits.failed_auth_per_minute_max);
     table.finish();
     Some(limits)
+}
+
+/// A part of a whole, written as prices are: a decimal in quotes, exact.
+fn share(value: &Value<'_>) -> Option<Share> {
+    const MEND: &str = r#"write a decimal from "0.0001" to "1", such as "0.85""#;
+    if !value.is_string() {
+        return value.refuse(format_args!("must be a string, not {}; {MEND}", value.type_name()));
+    }
+    let text = value.string()?;
+    let millionths = match text.split_once('.') {
+        Some((whole, fraction)) if (1..=6).contains(&fraction.len()) => digits(&format!("{whole}{fraction:0<6}")),
+        Some(_) => None,
+        None => digits(&format!("{text}000000")),
+    };
+    match millionths {
+        Some(millionths @ 100..=1_000_000) => Some(Share(millionths)),
+        _ => value.refuse(format_args!("is {text:?}; {MEND}")),
+    }
+}
+
+fn digits(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// Takes a time limit in whole seconds, where there is one.
@@ -166,6 +192,7 @@ mod tests {
             "header_seconds_max",
             "body_idle_seconds_max",
             "body_total_seconds_max",
+            "keep_alive_seconds_max",
             "connections_per_ip_max",
             "requests_in_flight_max",
             "failed_auth_per_minute_max",
@@ -174,6 +201,21 @@ mod tests {
             let (_, told) = read(&format!("[it]\n{key} = 0"), limits);
             assert!(told.starts_with(&format!("test.toml:2: it.{key}: is 0; ")), "{told}");
         }
+    }
+
+    #[test]
+    fn shares_are_decimals_of_a_whole() {
+        for (text, millionths) in [("0.85", 850_000), ("1", 1_000_000), ("1.0", 1_000_000), ("0.0001", 100)] {
+            let (found, told) = read(&format!("[it]\nmemory_share_max = \"{text}\""), limits);
+            assert_eq!((found.unwrap().memory_share_max, told.as_str()), (Share(millionths), ""), "{text}");
+        }
+        for wrong in
+            ["0.85", "\"85\"", "\"0\"", "\"1.1\"", "\"0.\"", "\"-0.5\"", "\"85%\"", "\"0.00001\"", "\"0.1234567\""]
+        {
+            let (_, told) = read(&format!("[it]\nmemory_share_max = {wrong}"), limits);
+            assert!(told.contains("it.memory_share_max: ") && told.contains("such as \"0.85\""), "{wrong}: {told}");
+        }
+        assert_eq!(Share(850_000).of(u64::MAX / 2), 7_839_866_231_326_559_435);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// What the admin API asks of who uses it; without, there is none.
     pub admin_token: Option<Secret>,
+    /// Where traces go, if there are to be any. Begun once, at the start.
+    pub traces: Option<TracesConfig>,
     /// Models, providers and plans.
     pub catalogue: Catalogue,
     /// Every file that was read for it: the configuration, what it includes, secrets, certificates.
@@ -44,10 +46,13 @@ impl Snapshot {
             ("listen.admin", new.admin != old.admin),
             ("listen.metrics", new.metrics != old.metrics),
             ("store", self.store != running.store),
+            // HTTP/2's is the listener's; HTTP/1.1 takes the new one up at once.
+            ("limits.keep_alive_seconds_max over HTTP/2", self.limits.keep_alive_max != running.limits.keep_alive_max),
             (
                 "billing",
                 BillingConfig { drain_max: running.billing.drain_max, ..self.billing.clone() } != running.billing,
             ),
+            ("telemetry", self.traces != running.traces),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))
@@ -178,6 +183,38 @@ pub enum SinkTarget {
     },
 }
 
+/// `[telemetry.traces]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracesConfig {
+    /// Where they are posted to: `http://` or `https://`, with a path and without user and password.
+    pub endpoint: Box<str>,
+    /// Headers that the receiver asks for: names in lower case, each once, and their values.
+    pub headers: Vec<(Box<str>, Secret)>,
+    /// How many of a billion requests are sampled, at most all.
+    pub sample_per_billion: u32,
+    /// Whether a client that sends a `traceparent` decides whether its request is sampled.
+    pub trust_parent: bool,
+    /// Whether providers get a `traceparent`.
+    pub propagate: bool,
+    /// `service.name`.
+    pub service_name: Box<str>,
+}
+
+/// A part of a whole, in millionths of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(pub u32);
+
+impl Share {
+    /// The whole.
+    pub const WHOLE: Self = Self(1_000_000);
+
+    /// That part of a number, rounded down.
+    pub fn of(self, whole: u64) -> u64 {
+        let part = u128::from(whole) * u128::from(self.0) / u128::from(Self::WHOLE.0);
+        u64::try_from(part).unwrap_or(u64::MAX)
+    }
+}
+
 /// `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -189,8 +226,12 @@ pub struct Limits {
     pub body_idle_max: Duration,
     /// How long a body may take to arrive, whole.
     pub body_total_max: Duration,
-    /// Connections at once from one address.
+    /// Connections at once from one address, or from one IPv6 network of 64 bits.
     pub connections_per_ip_max: u32,
+    /// How long a connection may wait for its next request.
+    pub keep_alive_max: Duration,
+    /// How much of the memory there is may be used before nothing new is begun.
+    pub memory_share_max: Share,
     /// Requests at once, of all clients.
     pub requests_in_flight_max: u32,
     /// How long a stream may be silent before it gets a comment that keeps it alive; zero for ever.
@@ -209,6 +250,8 @@ impl Default for Limits {
             body_idle_max: Duration::from_secs(10),
             body_total_max: Duration::from_secs(120),
             connections_per_ip_max: 256,
+            keep_alive_max: Duration::from_secs(75),
+            memory_share_max: Share(850_000),
             requests_in_flight_max: 20_000,
             stream_silence_max: Duration::from_secs(15),
             shutdown_max: Duration::from_secs(300),

@@ -127,6 +127,27 @@ fn the_examples_of_sinks_are_good_once_uncommented() {
 }
 
 #[test]
+fn the_example_of_traces_is_good_once_uncommented() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/tollgate.toml");
+    let text = std::fs::read_to_string(shipped).unwrap();
+    let (_, example) = text.split_once("# [telemetry.traces]\n").unwrap();
+    let (example, _) = example.split_once("\n\n").unwrap();
+    let is_toml = |line: &&str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+    let lines: Vec<&str> = example.lines().map(|line| line.trim_start_matches("# ")).filter(is_toml).collect();
+    let read = |lines: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tollgate.toml");
+        std::fs::write(&path, format!("{LISTEN}[telemetry.traces]\n{}", lines.join("\n"))).unwrap();
+        let loaded = super::read(&path, Providers::All, &|_| Some("om_1".into()));
+        loaded.unwrap_or_else(|refused| panic!("{}", mistakes_of(&refused.mistakes))).snapshot.traces.unwrap()
+    };
+    let (endpoint_only, all) = (read(&lines[..1]), read(&lines));
+    assert_eq!(all.headers.len(), 1);
+    let without_headers = super::TracesConfig { headers: Vec::new(), ..all };
+    assert_eq!(without_headers, endpoint_only, "what is commented out is the default");
+}
+
+#[test]
 fn a_sink_does_not_write_to_the_store() {
     let text =
         format!("{LISTEN}[store]\nurl = 'sqlite://data/a.db'\n[[billing.sink]]\nkind = 'file'\npath = 'data/a.db'\n");

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, Version};
 use percent_encoding::percent_decode_str;
 use pingora_proxy::Session;
 
@@ -12,7 +12,7 @@ use super::body::{self, BodyLimits};
 use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
 use super::failed_logins::Failed;
 use super::idempotency::{self, Looked};
-use super::{Shared, answer, replay};
+use super::{Shared, answer, head, replay};
 use crate::billing::{Opening, Ticket};
 use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
@@ -28,17 +28,13 @@ pub(super) enum Received {
     Answered,
 }
 
-/// Headers that a request may have, and their bytes in all.
-const HEADERS_MAX: usize = 100;
-const HEADER_BYTES_MAX: usize = 64 * 1024;
-
 /// Takes a request as far as it may go. A refusal is the caller's to write.
 pub(super) async fn receive(
     shared: &Shared,
     session: &mut Session,
     exchange: &mut Exchange,
 ) -> Result<Received, Refusal> {
-    check_head(session)?;
+    head::check(session)?;
     let path = session.req_header().uri.path().to_owned();
     match Route::of(&path) {
         Some(Route::ChatCompletions) => {
@@ -82,6 +78,15 @@ impl<'a> Route<'a> {
     }
 }
 
+/// The path as the API has it, where it has it: a model's own name is left open.
+pub(super) fn route_name(path: &str) -> Option<&'static str> {
+    Some(match Route::of(path)? {
+        Route::ChatCompletions => "/v1/chat/completions",
+        Route::Models => "/v1/models",
+        Route::Model(_) => "/v1/models/{id}",
+    })
+}
+
 fn expect_method(session: &Session, expected: &'static str) -> Result<(), Refusal> {
     let method = &session.req_header().method;
     if method == expected {
@@ -89,41 +94,6 @@ fn expect_method(session: &Session, expected: &'static str) -> Result<(), Refusa
     }
     let message = format!("Not allowed to {method} here; use {expected}.");
     Err(Refusal { allow: Some(expected), ..Refusal::new(Cause::MethodNotAllowed, message) })
-}
-
-/// Refuses heads that two parsers could read in two ways.
-fn check_head(session: &Session) -> Result<(), Refusal> {
-    let head = session.req_header();
-    let bad = |message: &'static str| Err(Refusal::new(Cause::BadRequest, message));
-    let headers: &HeaderMap = &head.headers;
-    if headers.len() > HEADERS_MAX
-        || headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > HEADER_BYTES_MAX
-    {
-        return bad("The request has more than 100 headers or more than 64 KiB of them.");
-    }
-    let hosts = headers.get_all("host").iter().count();
-    let named = hosts == 1 || (hosts == 0 && head.version == Version::HTTP_2 && head.uri.authority().is_some());
-    if !named {
-        return bad("The request must have exactly one Host header.");
-    }
-    // Pingora takes the length away where both are there, and leaves it in the head as it came.
-    if headers.contains_key("transfer-encoding") && names_length(&session.downstream_session.to_h1_raw()) {
-        return bad("The request has both Content-Length and Transfer-Encoding.");
-    }
-    let mut lengths = headers.get_all("content-length").iter();
-    if let Some(length) = lengths.next()
-        && (lengths.next().is_some() || length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
-    {
-        return bad("The request must have one Content-Length, a plain number.");
-    }
-    Ok(())
-}
-
-/// Whether a head, as it came, has a Content-Length.
-fn names_length(raw: &[u8]) -> bool {
-    const NAME: &[u8] = b"content-length";
-    raw.split(|byte| *byte == b'\n')
-        .any(|line| line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME)))
 }
 
 /// Finds out whose request it is.
@@ -254,6 +224,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         failure: None,
         refused: None,
         opening: None,
+        trace: exchange.trace.clone(),
     }));
     Ok(Received::Dispatched)
 }

@@ -16,6 +16,7 @@ use super::admission::{Received, may_use, model_not_found};
 use super::body;
 use super::exchange::{Caller, Exchange};
 use super::idempotency::Replay;
+use super::link::Link;
 use super::tape::Substitute;
 use crate::relay::admit::Window;
 use crate::relay::dialect::ProviderError;
@@ -25,11 +26,14 @@ use crate::relay::route::Model;
 
 /// Writes a refusal. Whatever of the body the client has still to send is read and forgotten, so that it gets to read this.
 pub(super) async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) {
-    exchange.shared.metrics.refused(refusal.cause);
+    exchange.fails(refusal.cause);
     let is_read = session.downstream_session.is_body_done();
-    if !is_read {
-        // What follows on this connection may be the rest of a body that nobody framed.
+    if !is_read || refusal.cause == Cause::BadRequest {
+        // What follows on this connection may be the rest of a body that nobody framed, or that others frame in another way.
         session.set_keepalive(None);
+        if let Some(link) = Link::current() {
+            link.doubt();
+        }
     }
     let written = write(session, exchange, refusal.cause.status(), refusal.to_json(), Some(&refusal)).await;
     if !is_read && written.is_ok() {
@@ -216,22 +220,27 @@ pub(super) fn stamp(headers: &mut HeaderMap, exchange: &Exchange) -> pingora::Re
     headers.insert(X_REQUEST_ID, text(exchange.arrival.request_id.hyphenated().encode_lower(&mut id))?);
     let Some(caller) = exchange.caller() else { return Ok(()) };
     let requests = &caller.window.requests;
-    headers.insert(LIMIT, HeaderValue::from(requests.limit));
-    headers.insert(REMAINING, HeaderValue::from(requests.remaining));
+    let [limit, remaining, reset] = values_of(requests)?;
+    headers.insert(LIMIT, limit.clone());
+    headers.insert(REMAINING, remaining.clone());
     headers.insert(RESET, HeaderValue::from(requests.reset_ms.div_ceil(1000)));
-    stamp_window(headers, OF_REQUESTS, requests)?;
-    match &caller.window.tokens {
-        Some(tokens) => stamp_window(headers, OF_TOKENS, tokens),
-        None => Ok(()),
+    stamp_window(headers, OF_REQUESTS, [limit, remaining, reset]);
+    if let Some(tokens) = &caller.window.tokens {
+        stamp_window(headers, OF_TOKENS, values_of(tokens)?);
+    }
+    Ok(())
+}
+
+fn stamp_window(headers: &mut HeaderMap, names: [HeaderName; 3], values: [HeaderValue; 3]) {
+    for (name, value) in names.into_iter().zip(values) {
+        headers.insert(name, value);
     }
 }
 
-fn stamp_window(headers: &mut HeaderMap, names: [HeaderName; 3], window: &Window) -> pingora::Result<()> {
-    let [limit, remaining, reset] = names;
-    headers.insert(limit, HeaderValue::from(window.limit));
-    headers.insert(remaining, HeaderValue::from(window.remaining));
-    headers.insert(reset, text(&duration_text(window.reset_ms))?);
-    Ok(())
+/// Limit, remaining, reset.
+fn values_of(window: &Window) -> pingora::Result<[HeaderValue; 3]> {
+    let reset = text(&duration_text(window.reset_ms))?;
+    Ok([HeaderValue::from(window.limit), HeaderValue::from(window.remaining), reset])
 }
 
 /// A header's value that is text.
@@ -250,15 +259,23 @@ pub(super) fn list_of(fields: &[Box<str>]) -> Option<String> {
 fn duration_text(milliseconds: u64) -> String {
     let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);
     let (seconds, millis) = (rest / 1000, rest % 1000);
-    let seconds = match millis {
-        0 => format!("{seconds}s"),
-        _ => format!("{seconds}.{}s", format!("{millis:03}").trim_end_matches('0')),
-    };
-    match (minutes, rest) {
-        (0, 1..=999) => format!("{millis}ms"),
-        (0, _) => seconds,
-        _ => format!("{minutes}m{seconds}"),
+    let (mut text, mut digits) = (String::with_capacity(24), itoa::Buffer::new());
+    if minutes > 0 {
+        text.push_str(digits.format(minutes));
+        text.push('m');
+    } else if seconds == 0 && millis > 0 {
+        text.push_str(digits.format(millis));
+        text.push_str("ms");
+        return text;
     }
+    text.push_str(digits.format(seconds));
+    if millis > 0 {
+        text.push('.');
+        // With the zeros that stand before it, and without those behind.
+        text.push_str(digits.format(1000 + millis)[1..].trim_end_matches('0'));
+    }
+    text.push('s');
+    text
 }
 
 #[cfg(test)]

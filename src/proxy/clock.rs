@@ -28,6 +28,13 @@ impl Clock {
         i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
     }
 
+    /// Nanoseconds since the Unix epoch, by the wall clock, when `now_us` counted `us`.
+    pub(super) fn unix_nanos_at(&self, us: u64) -> u64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ago_nanos = self.now_us().saturating_sub(us).saturating_mul(1_000);
+        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX).saturating_sub(ago_nanos)
+    }
+
     /// The moment that `now_us` counts as `us`.
     pub(super) fn instant(&self, us: u64) -> Instant {
         self.started + Duration::from_micros(us).saturating_sub(BEGINS_AT)

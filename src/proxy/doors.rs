@@ -13,8 +13,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::ServerApp;
-use pingora::listeners::tls::Acceptor;
-use pingora::protocols::Stream;
 use pingora::protocols::l4::listener::Listener;
 use pingora::protocols::l4::stream::Stream as TcpStream;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -30,8 +28,6 @@ use crate::config::Listen;
 
 /// How many connections may wait to be accepted; the system may allow fewer.
 const BACKLOG_MAX: i32 = 65_535;
-/// How long a TLS handshake may take.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(60);
 /// How long nobody is let in after that failed: mostly there are no file descriptors left.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
 
@@ -107,25 +103,25 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// How many connections there are.
+/// How many are in by a door.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Connections(Arc<AtomicUsize>);
+pub(super) struct Guests(Arc<AtomicUsize>);
 
-impl Connections {
+impl Guests {
     pub(super) fn count(&self) -> usize {
         self.0.load(Ordering::Acquire)
     }
 
-    fn enter(&self) -> Connected {
+    fn enter(&self) -> Guest {
         self.0.fetch_add(1, Ordering::AcqRel);
-        Connected(Arc::clone(&self.0))
+        Guest(Arc::clone(&self.0))
     }
 }
 
 /// One of them, until it is dropped.
-struct Connected(Arc<AtomicUsize>);
+struct Guest(Arc<AtomicUsize>);
 
-impl Drop for Connected {
+impl Drop for Guest {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -135,9 +131,9 @@ impl Drop for Connected {
 pub(super) struct Door<A> {
     name: &'static str,
     app: Arc<A>,
-    ways: Vec<(TcpListener, Option<Arc<Acceptor>>)>,
+    ways: Vec<TcpListener>,
     threads: usize,
-    connections: Connections,
+    guests: Guests,
     runtime: Arc<OnceLock<Handle>>,
     doorway: watch::Receiver<Doorway>,
     leaving: ShutdownWatch,
@@ -150,7 +146,7 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
             app: Arc::new(app),
             ways: Vec::new(),
             threads,
-            connections: Connections::default(),
+            guests: Guests::default(),
             runtime: Arc::default(),
             doorway: stage.doorway(),
             leaving: stage.leaving(),
@@ -158,13 +154,13 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
     }
 
     /// Lets in by that socket, if there is one.
-    pub(super) fn add(&mut self, socket: Option<TcpListener>, tls: Option<Acceptor>) {
-        self.ways.extend(socket.map(|socket| (socket, tls.map(Arc::new))));
+    pub(super) fn add(&mut self, socket: Option<TcpListener>) {
+        self.ways.extend(socket);
     }
 
     /// Who is in.
-    pub(super) fn connections(&self) -> Connections {
-        self.connections.clone()
+    pub(super) fn guests(&self) -> Guests {
+        self.guests.clone()
     }
 
     /// The runtime that it works on, once it does.
@@ -178,7 +174,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Door<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         let _ = self.runtime.set(Handle::current());
         let mut ways = JoinSet::new();
-        for (socket, tls) in self.ways.drain(..) {
+        for socket in self.ways.drain(..) {
             let listener: Listener = match tokio::net::TcpListener::from_std(socket) {
                 Ok(listener) => listener.into(),
                 Err(error) => {
@@ -189,9 +185,8 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Door<A> {
             let way = Way {
                 name: self.name,
                 listener,
-                tls,
                 app: Arc::clone(&self.app),
-                connections: self.connections.clone(),
+                guests: self.guests.clone(),
                 leaving: self.leaving.clone(),
             };
             ways.spawn(way.watch(self.doorway.clone()));
@@ -212,9 +207,8 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Door<A> {
 struct Way<A> {
     name: &'static str,
     listener: Listener,
-    tls: Option<Arc<Acceptor>>,
     app: Arc<A>,
-    connections: Connections,
+    guests: Guests,
     leaving: ShutdownWatch,
 }
 
@@ -261,19 +255,10 @@ impl<A: ServerApp + Send + Sync + 'static> Way<A> {
             // It has left.
             return;
         }
-        let (app, tls, leaving) = (Arc::clone(&self.app), self.tls.clone(), self.leaving.clone());
-        let connected = self.connections.enter();
+        let (app, leaving, guest) = (Arc::clone(&self.app), self.leaving.clone(), self.guests.enter());
         tokio::spawn(async move {
-            let _connected = connected;
-            let stream: Stream = match tls {
-                None => Box::new(stream),
-                Some(tls) => match tokio::time::timeout(HANDSHAKE_MAX, tls.tls_handshake(stream)).await {
-                    Ok(Ok(stream)) => Box::new(stream),
-                    // Whoever it was does not speak TLS, or not ours; it is told by the handshake.
-                    _ => return,
-                },
-            };
-            Listening::handle_event(stream, app, leaving).await;
+            Listening::handle_event(Box::new(stream), app, leaving).await;
+            drop(guest);
         });
     }
 }

@@ -9,10 +9,9 @@ use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Shared;
-use super::doors::{Connections, Sockets};
+use super::doors::{Guests, Sockets};
 use super::handover::Link;
 use super::notify::{Notifier, Watchdog};
-use super::phases::KEEP_ALIVE_SECONDS;
 
 /// How long running requests may take where they cannot be billed any more.
 const UNBILLED_GRACE: Duration = Duration::from_secs(3);
@@ -22,8 +21,6 @@ const LAST_DROPS_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the last frames of HTTP/2 connections may take to leave.
 const LAST_FRAMES: Duration = Duration::from_millis(200);
-/// How long connections that are asked nothing are kept by a process whose doors are another's: for as long as they would have been.
-const LAST_CALL: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS);
 
 /// SIGTERM and SIGINT, with the word passed on that nothing new is taken. Pingora is told when there is nothing to wait for any more,
 /// and drops what is left at once.
@@ -73,7 +70,7 @@ impl Signals {
 pub(super) struct End<'a> {
     pub(super) shared: &'a Shared,
     pub(super) sockets: &'a Sockets,
-    pub(super) connections: Connections,
+    pub(super) guests: Guests,
     /// The process that this one has taken over from.
     pub(super) predecessor: Option<Link>,
     pub(super) watchdog: Watchdog,
@@ -121,7 +118,9 @@ impl End<'_> {
         }
         let stage = &self.shared.stage;
         let is_alone = self.predecessor.as_ref().is_none_or(Link::is_gone);
-        let is_left = |since| self.connections.count() == 0 || now.saturating_duration_since(since) > LAST_CALL;
+        // Connections that are asked nothing are kept for as long as they would have been if the doors were still ours.
+        let last_call = self.shared.live.load().limits.keep_alive_max;
+        let is_left = |since| self.guests.count() == 0 || now.saturating_duration_since(since) > last_call;
         has_failed || is_alone && (stage.is_ending() || stage.handed_over_at().is_some_and(is_left))
     }
 }

@@ -7,24 +7,26 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pingora::http::ResponseHeader;
+use http::Method;
+use pingora::http::{RequestHeader, ResponseHeader};
 use uuid::Uuid;
 
 use super::clock::Clock;
 use super::idempotency::Claim;
 use super::opening::Opening;
 use super::tape::Tape;
-use super::{Shared, settle};
+use super::{Shared, admission, settle};
 use crate::billing::Ticket;
 use crate::config::Snapshot;
 use crate::relay::admit::{Permit, WindowView};
 use crate::relay::auth::{KeyEntry, KeyRecord};
 use crate::relay::dialect::gemini::SignatureScope;
-use crate::relay::dialect::openai::ChatRequest;
+use crate::relay::dialect::openai::{ChatRequest, Remarks};
 use crate::relay::dialect::{Answer, AnswerError, Outcome, ProviderError};
 use crate::relay::meter::PromptHead;
-use crate::relay::refusal::Refusal;
+use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Course, Lease, Model, Stop, Target, Verdict};
+use crate::telemetry::{Beginning, Trace};
 
 /// One request, from its head to its settlement.
 pub struct Exchange {
@@ -33,6 +35,7 @@ pub struct Exchange {
     pub(super) step: Step,
     /// What the client was answered; 0 until then.
     pub(super) status: u16,
+    pub(super) trace: Trace,
 }
 
 /// What is known the moment a request arrives.
@@ -113,6 +116,8 @@ pub(super) struct Dispatch {
     pub(super) refused: Option<Refused>,
     /// A stream that is held back until its first event is there: it may be an error, which another may not have.
     pub(super) opening: Option<Opening>,
+    /// The request's, to which each try is added.
+    pub(super) trace: Trace,
 }
 
 /// A provider's answer that is no success, on its way in. Nothing of it has passed to the client.
@@ -173,6 +178,8 @@ pub(super) struct Answering {
     pub(super) first_token_us: Option<u64>,
     /// What billing was told last.
     pub(super) checkpoint: Checkpoint,
+    /// What it says of itself, where its request is traced.
+    pub(super) remarks: Option<Box<Remarks>>,
 }
 
 /// How far an answer had come when billing was told of it.
@@ -194,7 +201,24 @@ impl Exchange {
             snapshot: shared.live.load(),
         };
         shared.requests_in_flight.enter();
-        Self { shared, arrival, step: Step::Accepted, status: 0 }
+        Self { shared, arrival, step: Step::Accepted, status: 0, trace: Trace::default() }
+    }
+
+    /// The request's trace begins, where it is sampled.
+    pub(super) fn begin_trace(&mut self, head: &RequestHeader) {
+        let Arrival { request_id, clock, at_us, .. } = self.arrival;
+        self.trace = self.shared.traces.begin(request_id, &head.headers, || Beginning {
+            at_us,
+            unix_nanos: clock.unix_nanos_at(at_us),
+            method: known_method(&head.method),
+            route: admission::route_name(head.uri.path()),
+        });
+    }
+
+    /// The request has failed for this: it is counted.
+    pub(super) fn fails(&self, cause: Cause) {
+        self.shared.metrics.refused(cause);
+        self.trace.fails(cause);
     }
 
     /// Who asks, once that is known.
@@ -276,6 +300,7 @@ impl Exchange {
             outcome: None,
             first_token_us: None,
             checkpoint: Checkpoint { at_us: now_us, text_bytes: 0 },
+            remarks: self.trace.is_recorded().then(|| Box::new(Remarks::new(is_stream))),
         }));
     }
 
@@ -311,6 +336,14 @@ impl Answering {
         if let Some(claim) = &mut self.admitted.claim {
             claim.tee(out);
         }
+        self.remark(out);
+    }
+
+    /// Reads what the answer says of itself in what the client gets.
+    pub(super) fn remark(&mut self, out: &Bytes) {
+        if let Some(remarks) = &mut self.remarks {
+            remarks.push(out);
+        }
     }
 
     /// Tells who answers how the answer ended, where its end is known.
@@ -333,9 +366,16 @@ impl Answering {
     }
 }
 
+/// A method by its name; clients may make others up.
+fn known_method(method: &Method) -> Option<&'static str> {
+    ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"].into_iter().find(|known| method == known)
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         settle::settle(self);
+        let clock = self.arrival.clock;
+        std::mem::take(&mut self.trace).ends(self.status, || clock.now_us());
         self.shared.requests_in_flight.leave();
     }
 }

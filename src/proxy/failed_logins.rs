@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pingora_limits::rate::Rate;
 
+use super::connections::network;
+
 /// 4 rows of 65,536 slots: at 10,000 addresses 0.03 % are counted wrong.
 const ROWS: usize = 4;
 const SLOTS: usize = 65_536;
@@ -54,15 +56,6 @@ impl FailedLogins {
             Failed::Key => &self.by_key,
             Failed::AdminToken => &self.by_admin_token,
         }
-    }
-}
-
-/// What counts as one client: an IPv4 address, an IPv6 network of 64 bits.
-fn network(address: Option<IpAddr>) -> u128 {
-    match address {
-        Some(IpAddr::V4(address)) => u128::from(address.to_bits()),
-        Some(IpAddr::V6(address)) => (address.to_bits() >> 64) << 64,
-        None => u128::MAX,
     }
 }
 

@@ -67,14 +67,14 @@ impl Keyring {
 
     /// The keys of whose limits something is taken, by the hexadecimal digits of their digests.
     pub(super) fn taken(&self, now_us: u64) -> HashMap<String, TakenLimits> {
-        let taken = self.cache.limiters().map(|(digest, limiter)| (digest.to_string(), limiter.taken(now_us)));
-        taken.filter(|(_, taken)| !taken.is_empty()).collect()
+        let taken = self.cache.limiters().map(|(digest, limiter)| (digest, limiter.taken(now_us)));
+        taken.filter(|(_, taken)| !taken.is_empty()).map(|(digest, taken)| (digest.to_string(), taken)).collect()
     }
 
     /// How many requests run, of each key that has some.
     pub(super) fn running(&self) -> HashMap<String, u32> {
-        let running = self.cache.limiters().map(|(digest, limiter)| (digest.to_string(), limiter.running()));
-        running.filter(|(_, running)| *running > 0).collect()
+        let running = self.cache.limiters().map(|(digest, limiter)| (digest, limiter.running()));
+        running.filter(|(_, running)| *running > 0).map(|(digest, running)| (digest.to_string(), running)).collect()
     }
 
     /// The key of those digits, as it was called in [`Keyring::taken`]. One that cannot be found has no limits to be kept to.

@@ -42,6 +42,11 @@ impl Shared {
         Observed {
             holds_active: holds.active(),
             held_nano_usd: holds.held().0,
+            requests_in_flight: self.requests_in_flight.count() as u64,
+            connections_open: self.connections.open(),
+            connections_closed: self.connections.counts().collect(),
+            memory_used_bytes: self.memory.used_bytes(),
+            memory_limit_bytes: self.memory.limit_bytes(),
             key_cache_hits: read(&keys.hits),
             key_cache_unknown_hits: read(&keys.unknown_hits),
             key_cache_misses: read(&keys.misses),
@@ -54,6 +59,8 @@ impl Shared {
             spool_bytes: billing.bytes_used().saturating_add(billing.bytes_reserved()),
             spool_bytes_max: billing.bytes_limit(),
             access_lines_dropped: self.access_log.dropped(),
+            config_refused: self.live.refused().is_some(),
+            spans: self.traces.counts(),
             providers: self.observed_providers(),
         }
     }

@@ -10,19 +10,25 @@ mod answer;
 mod body;
 mod certificates;
 mod clock;
+mod connections;
 mod demo;
 mod doors;
 mod ending;
 mod exchange;
 mod failed_logins;
+mod frames;
 mod handover;
+mod head;
 mod idempotency;
 mod in_flight;
 mod keyring;
+mod link;
 mod listeners;
 mod machines;
+mod memory;
 mod notify;
 mod opening;
+mod parting;
 mod passing;
 mod phases;
 mod places;
@@ -34,6 +40,7 @@ mod stage;
 mod tape;
 mod tries;
 mod upstream;
+mod wire;
 mod work;
 
 use std::sync::{Arc, Mutex};
@@ -42,11 +49,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use self::clock::Clock;
+use self::connections::Connections;
 use self::demo::Demo;
 use self::failed_logins::FailedLogins;
 use self::idempotency::Idempotency;
 use self::in_flight::InFlight;
 use self::keyring::Keyring;
+use self::memory::Memory;
 use self::resolve::Resolver;
 use self::stage::Stage;
 use crate::admin::api::ConfigStatus;
@@ -55,7 +64,7 @@ use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
 use crate::relay::route::RetryBudget;
 use crate::store::Store;
-use crate::telemetry::{AccessLog, Metrics};
+use crate::telemetry::{AccessLog, Metrics, Traces};
 
 pub use self::handover::{Upgrade, detach};
 pub use self::phases::Relay;
@@ -75,10 +84,13 @@ pub struct Shared {
     /// Second tries that may still be made.
     retries: RetryBudget,
     access_log: AccessLog,
+    traces: Traces,
     resolver: Resolver,
     demo: Demo,
     failed_logins: FailedLogins,
     requests_in_flight: InFlight,
+    connections: Arc<Connections>,
+    memory: Arc<Memory>,
     /// What Gemini wants to be reminded of and clients forget.
     signatures: Arc<SignatureMemory>,
     stage: Stage,

@@ -135,13 +135,12 @@ impl Watchdog {
     /// Looks once what is due. `works`: whether all else that it stands for does.
     pub(super) fn turn(&mut self, now: Instant, works: bool) {
         let Some(every) = self.every else { return };
-        if let Some(asked) = self.asked.take_if(|asked| asked.silent.load(Ordering::Acquire) == 0) {
-            drop(asked);
-            if works {
-                self.notifier.alive();
-            }
+        let has_answered = self.asked.take_if(|asked| asked.silent.load(Ordering::Acquire) == 0).is_some();
+        if has_answered && works {
+            self.notifier.alive();
         }
-        if self.asked.is_none() && now >= self.next {
+        let have_begun = self.runtimes.iter().all(|runtime| runtime.get().is_some());
+        if self.asked.is_none() && have_begun && now >= self.next {
             self.next = now + every;
             self.asked = Some(self.ask());
         }

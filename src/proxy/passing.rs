@@ -52,7 +52,7 @@ impl Relay {
     pub(super) fn take_up(&self, prepared: Prepared, exchange: &mut Exchange) -> Result<()> {
         let Prepared { kind, late_head, reader, is_stream } = prepared;
         let Some(dispatch) = exchange.dispatch_mut() else { return out_of_order("no request is dispatched") };
-        self.attempt(dispatch.provider(), "ok");
+        self.attempt(dispatch, "ok");
         dispatch.tape.hold(late_head.is_some());
         if let Some(claim) = &mut dispatch.admitted.claim {
             claim.begin(StatusCode::OK, &kind);
@@ -67,6 +67,7 @@ impl Relay {
         let Step::Answering(answering) = &mut exchange.step else { return Ok(passed) };
         let ended = answering.answer.end();
         answering.outcome = Some(ended.outcome);
+        answering.remark(&ended.append);
         answering.judge(ended.outcome, exchange.arrival.clock.now_us());
         answering.end_claim(ended.outcome, &ended.append);
         let all = joined(passed, &ended.append);
@@ -77,7 +78,7 @@ impl Relay {
             (Outcome::Complete | Outcome::Errored, _) => Ok(all),
             (Outcome::Truncated, true) => {
                 let refusal = truncated();
-                self.shared.metrics.refused(refusal.cause);
+                exchange.fails(refusal.cause);
                 Ok(joined(all, &error_event(&refusal)))
             }
             // A clean end would make half a document look whole.
@@ -102,7 +103,7 @@ impl Relay {
         } else {
             let refusal = truncated();
             let cause = if outcome == Outcome::Truncated { refusal.cause } else { Cause::UpstreamError };
-            self.shared.metrics.refused(cause);
+            exchange.fails(cause);
             let body = if document.is_empty() { Bytes::from(refusal.to_json()) } else { document };
             answer::substitute(exchange, &ProviderError::Request { cause, body })?
         };

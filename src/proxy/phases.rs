@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER, UPGRADE};
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -29,8 +30,6 @@ use crate::relay::route::{self, Target, Verdict};
 const WRITE_MAX: Duration = Duration::from_secs(60);
 /// How long what nobody wants of a request's body is read, so that its connection can be kept.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// How long a connection may wait for its next request.
-pub(super) const KEEP_ALIVE_SECONDS: u64 = 75;
 
 /// The relay as Pingora sees it.
 pub struct Relay {
@@ -52,11 +51,16 @@ impl ProxyHttp for Relay {
         Exchange::new(Arc::clone(&self.shared))
     }
 
-    async fn early_request_filter(&self, session: &mut Session, _: &mut Exchange) -> Result<()> {
+    /// None: by default there would be one that compresses, switched off, which costs each request for nothing.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         // Where Pingora means to close (HTTP/1.0, doubtful framing, a shutdown), it is right.
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(KEEP_ALIVE_SECONDS));
+            session.set_keepalive(Some(exchange.arrival.snapshot.limits.keep_alive_max.as_secs()));
         }
+        // Nothing is upgraded to; a request that asks for it is one like any other.
+        session.req_header_mut().remove_header(&UPGRADE);
         session.set_pipelining_enabled(true);
         session.set_write_timeout(Some(WRITE_MAX));
         session.set_total_drain_timeout(Some(DRAIN_MAX));
@@ -65,6 +69,7 @@ impl ProxyHttp for Relay {
 
     /// Everything up to admission. The relay writes its refusals itself, here.
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        exchange.begin_trace(session.req_header());
         let received = match self.overloaded(exchange) {
             Some(refusal) => Err(refusal),
             None => admission::receive(&self.shared, session, exchange).await,
@@ -170,7 +175,7 @@ impl ProxyHttp for Relay {
         let stale = reused && !overdue && !has_answered && dispatch.redial();
         let again = match (overdue, stale) {
             (false, true) => {
-                self.attempt(dispatch.provider(), "stale");
+                self.attempt(dispatch, "stale");
                 true
             }
             // Without its client an answer is waited for no longer than it would be read.
@@ -297,7 +302,7 @@ impl ProxyHttp for Relay {
         };
         let cause = answer::cause_of(&told);
         tracing::warn!(request_id = %exchange.arrival.request_id, code = cause.code(), reason = %error, "a request failed");
-        self.shared.metrics.refused(cause);
+        exchange.fails(cause);
         let mut claim = exchange.take_claim();
         if !began {
             settle(claim).await;
@@ -381,7 +386,8 @@ impl Relay {
             return Some(Refusal::new(Cause::ShuttingDown, "The relay is restarting.").retry_after_ms(1000));
         }
         let most = exchange.arrival.snapshot.limits.requests_in_flight_max;
-        (self.shared.requests_in_flight.count() > usize::try_from(most).unwrap_or(usize::MAX))
+        let is_crowded = self.shared.requests_in_flight.count() > usize::try_from(most).unwrap_or(usize::MAX);
+        (is_crowded || self.shared.memory.is_short())
             .then(|| Refusal::new(Cause::Overloaded, "The relay has as much to do as it can.").retry_after_ms(1000))
     }
 }

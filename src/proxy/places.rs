@@ -1,7 +1,8 @@
-//! The configuration of billing, as billing wants to be told of it.
+//! The configuration of billing and traces, as those rooms want to be told of it.
 
 use crate::billing::{self, SinkPlace, SpoolPlace};
 use crate::config;
+use crate::telemetry::TracesPlace;
 
 pub(super) fn spool_place(config: &config::BillingConfig) -> SpoolPlace {
     SpoolPlace {
@@ -25,4 +26,15 @@ fn sink_place(config: &config::SinkConfig) -> SinkPlace {
         }
     };
     SinkPlace { name: config.name.clone(), target }
+}
+
+pub(super) fn traces_place(config: config::TracesConfig) -> TracesPlace {
+    TracesPlace {
+        endpoint: config.endpoint,
+        headers: config.headers,
+        sample_per_billion: config.sample_per_billion,
+        trust_parent: config.trust_parent,
+        propagate: config.propagate,
+        service_name: config.service_name,
+    }
 }

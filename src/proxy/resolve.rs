@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::future::Cache;
+use tokio::time::timeout;
 
 /// How long an answer is used. Providers move rarely; a dead address is tried again with the next one anyway.
 const ADDRESSES_KEPT: Duration = Duration::from_secs(30);
@@ -26,13 +27,21 @@ impl Resolver {
     /// An address of that host; `turn` picks among several, so that a second try meets another one.
     ///
     /// # Errors
-    /// What the system's resolver says, as text.
-    pub(super) async fn resolve(&self, host: &str, port: u16, turn: usize) -> Result<SocketAddr, String> {
+    /// What the system's resolver says, as text; or that it said nothing for so long.
+    pub(super) async fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+        turn: usize,
+        patience: Duration,
+    ) -> Result<SocketAddr, String> {
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok(SocketAddr::new(address, port));
         }
         let look_up = async {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+            let found = timeout(patience, tokio::net::lookup_host((host, port)));
+            let found = found.await.map_err(|_| io::Error::other("its name was not resolved in time"))?;
+            let found: Vec<SocketAddr> = found?.collect();
             if found.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
             }

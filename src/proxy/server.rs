@@ -6,10 +6,10 @@
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pingora::apps::HttpServerOptions;
-use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::tls::{Acceptor, TlsSettings};
 use pingora::protocols::ALPN;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::server::configuration::ServerConf;
@@ -20,26 +20,27 @@ use tokio::runtime::{Handle, Runtime};
 use super::Shared;
 use super::admin_api::AdminListener;
 use super::certificates::Certificates;
-use super::doors::{Connections, Door, Sockets};
+use super::doors::{Door, Guests, Sockets};
 use super::ending::{End, Signals};
 use super::handover::{Giver, Place, Predecessor, Upgrade};
-use super::listeners::HeadDeadline;
+use super::listeners::Gate;
 use super::machines::MetricsListener;
 use super::notify::{Notifier, Watchdog};
-use super::phases::{KEEP_ALIVE_SECONDS, Relay};
+use super::phases::Relay;
 use super::work::Work;
-use crate::config::{self, Listen, Live};
+use crate::config::{self, Live, Snapshot};
 use crate::store::Store;
-
-/// HTTP/2 connections without a stream are closed after this.
-const H2_IDLE: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS);
 
 /// What a client may send before it is read, by stream and by connection. HTTP/2's default of 64 KiB lets uploads crawl.
 const H2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Requests at once on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 128;
-const H2_HEADER_BYTES_MAX: u32 = 64 * 1024;
+const H2_HEADER_BYTES_MAX: u32 = 128 * 1024;
+/// What of a stream's answer waits for its client, beyond what the system's buffers hold.
+const H2_SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Resets that a client may make the relay send by breaking HTTP/2's rules, for as long as its connection lasts.
+const H2_FORCED_RESETS_MAX: usize = 256;
 
 /// Why the relay could not run.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +90,7 @@ pub fn serve(
     notifier.set_silent(takes_over);
     let sockets = Arc::new(Sockets::open(&snapshot.listen, found.unwrap_or_default())?);
     let (shared, work) = Work::begin(live, store, runtime, upgrade, &notifier)?;
-    let running = run_pingora(&shared, &snapshot.listen, &sockets, &notifier)?;
+    let running = run_pingora(&shared, &snapshot, &sockets, &notifier)?;
     let taken = predecessor.map(|predecessor| predecessor.take_over(&shared, runtime.handle())).transpose();
     let (predecessor, not_taken) = match taken {
         Ok(link) => (link, None),
@@ -107,8 +108,8 @@ pub fn serve(
     }
     let runtimes = vec![running.runtime, Arc::new(OnceLock::from(runtime.handle().clone()))];
     let watchdog = Watchdog::new(notifier, runtimes, Instant::now());
-    let (connections, pingora_ended) = (running.connections, running.ended);
-    End { shared: &shared, sockets: &sockets, connections, predecessor, watchdog, pingora_ended }.wait();
+    let (guests, pingora_ended) = (running.guests, running.ended);
+    End { shared: &shared, sockets: &sockets, guests, predecessor, watchdog, pingora_ended }.wait();
 
     work.end(runtime);
     if let Some(leave) = leave {
@@ -145,7 +146,7 @@ struct Running {
     /// Told when it has ended.
     ended: Receiver<()>,
     /// Those of the client API.
-    connections: Connections,
+    guests: Guests,
     /// What serves them.
     runtime: Arc<OnceLock<Handle>>,
 }
@@ -153,7 +154,7 @@ struct Running {
 /// Starts Pingora on a thread of its own. Nobody is let in yet.
 fn run_pingora(
     shared: &Arc<Shared>,
-    listen: &Listen,
+    snapshot: &Snapshot,
     sockets: &Sockets,
     notifier: &Notifier,
 ) -> Result<Running, ServeError> {
@@ -168,18 +169,16 @@ fn run_pingora(
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let mut clients = client_api(shared, listen, &server.configuration, threads);
-    clients.add(sockets.of("listen.http").map_err(process)?, None);
-    if let Some(https) = &listen.https {
-        clients.add(sockets.of("listen.https").map_err(process)?, Some(tls(shared, https)?.build()));
-    }
-    let (connections, runtime) = (clients.connections(), clients.runtime());
+    let mut clients = client_api(shared, snapshot, &server.configuration, threads)?;
+    clients.add(sockets.of("listen.http").map_err(process)?);
+    clients.add(sockets.of("listen.https").map_err(process)?);
+    let (guests, runtime) = (clients.guests(), clients.runtime());
     server.add_service(clients);
     let mut admin = Door::new("admin", AdminListener::new(shared), 1, &shared.stage);
-    admin.add(sockets.of("listen.admin").map_err(process)?, None);
+    admin.add(sockets.of("listen.admin").map_err(process)?);
     server.add_service(admin);
     let mut metrics = Door::new("metrics", MetricsListener(Arc::clone(shared)), 1, &shared.stage);
-    metrics.add(sockets.of("listen.metrics").map_err(process)?, None);
+    metrics.add(sockets.of("listen.metrics").map_err(process)?);
     server.add_service(metrics);
     let signals = Signals { shared: Arc::clone(shared), notifier: notifier.clone() };
     let (told, ended) = channel();
@@ -190,32 +189,42 @@ fn run_pingora(
             let _ = told.send(());
         })
         .map_err(process)?;
-    Ok(Running { ended, connections, runtime })
+    Ok(Running { ended, guests, runtime })
 }
 
-fn client_api(shared: &Arc<Shared>, listen: &Listen, conf: &Arc<ServerConf>, threads: usize) -> Door<HeadDeadline> {
+fn client_api(
+    shared: &Arc<Shared>,
+    snapshot: &Snapshot,
+    conf: &Arc<ServerConf>,
+    threads: usize,
+) -> Result<Door<Gate>, ServeError> {
     let mut proxy = HttpProxy::new(Relay::new(Arc::clone(shared)), Arc::clone(conf));
     proxy.handle_init_modules();
     let mut options = HttpServerOptions::default();
-    options.h2c = listen.h2c;
-    options.h2_idle_timeout = Some(H2_IDLE);
+    options.h2c = snapshot.listen.h2c;
+    options.h2_idle_timeout = Some(snapshot.limits.keep_alive_max);
     proxy.server_options = Some(options);
     let mut h2 = H2Options::new();
     h2.initial_window_size(H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_header_list_size(H2_HEADER_BYTES_MAX);
+        .max_header_list_size(H2_HEADER_BYTES_MAX)
+        .max_send_buffer_size(H2_SEND_BUFFER_BYTES_MAX)
+        .max_local_error_reset_streams(Some(H2_FORCED_RESETS_MAX));
     proxy.h2_options = Some(h2);
-    let keep_alive = Duration::from_secs(KEEP_ALIVE_SECONDS);
-    let app = HeadDeadline::new(proxy, Arc::clone(&shared.live), keep_alive);
-    Door::new("client API", app, threads, &shared.stage)
+    let tls = match &snapshot.listen.https {
+        Some(https) => Some((https.address, acceptor(shared, https)?)),
+        None => None,
+    };
+    Ok(Door::new("client API", Gate::new(proxy, Arc::clone(shared), tls), threads, &shared.stage))
 }
 
-fn tls(shared: &Shared, https: &config::Https) -> Result<TlsSettings, ServeError> {
+/// How TLS is spoken on `listen.https`. The gate speaks it, so that a connection has its place and its time before its handshake.
+fn acceptor(shared: &Shared, https: &config::Https) -> Result<Acceptor, ServeError> {
     let paths = (https.certificate.to_string_lossy(), https.key.to_string_lossy());
     let mut tls = TlsSettings::intermediate(&paths.0, &paths.1)
         .map_err(|error| ServeError::Process(format!("listen.https: {error}")))?;
     tls.set_cert_resolver(Arc::new(Certificates(Arc::clone(&shared.live))));
     tls.set_alpn(ALPN::H2H1);
-    Ok(tls)
+    Ok(tls.build())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::exchange::{Admitted, Answering, Arrival, Caller, Checkpoint, Dispatch, Exchange, Step};
 use super::time_text;
 use crate::billing::{Progress, Receipt, Unreported};
-use crate::relay::dialect::Outcome;
+use crate::relay::dialect::{self, Outcome};
 use crate::relay::meter::{Encoding, Usage, UsageRecord};
 use crate::relay::refusal::Refusal;
 use crate::relay::route::Model;
@@ -33,12 +33,15 @@ pub(super) fn settle(exchange: &mut Exchange) {
 fn log_answered(exchange: &Exchange, caller: Option<&Caller>, model: Option<&Arc<Model>>, refusal: Option<&Refusal>) {
     let status = status_of(exchange);
     let model = model.map(|model| &*model.id);
+    let (key_id, account_id) =
+        (caller.map(|caller| &*caller.record.key_id), caller.map(|caller| &*caller.record.account_id));
+    exchange.trace.answers(account_id, key_id, model);
     count(exchange, model.unwrap_or_default(), "", status, None);
     exchange.shared.access_log.write(&AccessLine {
         time: time_text(exchange.arrival.unix_ms),
         request_id: exchange.arrival.request_id,
-        key_id: caller.map(|caller| &*caller.record.key_id),
-        account_id: caller.map(|caller| &*caller.record.account_id),
+        key_id,
+        account_id,
         model,
         provider: None,
         status,
@@ -84,6 +87,11 @@ pub(super) fn settle_answer(exchange: &mut Exchange) -> Option<Receipt> {
 fn settle_answered(exchange: &Exchange, mut answering: Answering) {
     if answering.is_stream {
         exchange.shared.metrics.streams_active.dec();
+    }
+    if let Some(remarks) = &answering.remarks {
+        // A translated answer names the model as its client did.
+        let model = remarks.model().filter(|_| dialect::passes_unchanged(&answering.target));
+        exchange.trace.answered(model, remarks.finish_reasons());
     }
     // The client has all that it gets.
     drop(bill(exchange, &mut answering));
@@ -195,6 +203,7 @@ fn record(exchange: &Exchange, admitted: &mut Admitted, used: Used) -> Option<Re
         first_token_ms: used.first_token_us.map(|us| milliseconds(us.saturating_sub(exchange.arrival.at_us))),
         total_ms: milliseconds(exchange.elapsed_us()),
     };
+    exchange.trace.settles(&record);
     Some(ticket.finish(record, used.unreported))
 }
 

@@ -141,7 +141,7 @@ impl Relay {
                 Ok(peer) => return Ok(peer),
                 Err(Unsaid::Untranslatable(refusal)) => (refusal, dispatch.pass_over(&self.shared)),
                 Err(Unsaid::Unresolved(refusal)) => {
-                    self.attempt(&target.provider.name, "unresolved");
+                    self.attempt(dispatch, "unresolved");
                     dispatch.end_try(Verdict::Failed, &self.shared);
                     (refusal, dispatch.advance(Again::Target, &self.shared))
                 }
@@ -160,6 +160,7 @@ impl Relay {
         let Outgoing { path, body, dropped } =
             dialect::outgoing(&dispatch.request, target, output_tokens_max, &dispatch.signatures)
                 .map_err(Unsaid::Untranslatable)?;
+        dispatch.trace.tries(target, dispatch.request.stream(), self.shared.clock.now_us());
         let peer = upstream::peer(&self.shared, &target.provider, dispatch.tries).await.map_err(|reason| {
             let provider = &target.provider.name;
             tracing::warn!(%provider, %reason, "a provider has no address");
@@ -178,13 +179,14 @@ impl Relay {
     }
 
     /// Counts a try.
-    pub(super) fn attempt(&self, provider: &str, outcome: &str) {
-        self.shared.metrics.upstream_attempts.with_label_values(&[provider, outcome]).inc();
+    pub(super) fn attempt(&self, dispatch: &Dispatch, outcome: &str) {
+        self.shared.metrics.upstream_attempts.with_label_values(&[dispatch.provider(), outcome]).inc();
+        dispatch.trace.tried(outcome, || self.shared.clock.now_us());
     }
 
     /// A try failed without an answer. Whether another is made.
     pub(super) fn try_failed(&self, dispatch: &mut Dispatch, outcome: &str, error: &Error, may_repeat: bool) -> bool {
-        self.attempt(dispatch.provider(), outcome);
+        self.attempt(dispatch, outcome);
         dispatch.end_try(Verdict::Failed, &self.shared);
         dispatch.failure = upstream::explain(error, dispatch.provider()).map(ProviderError::Provider);
         may_repeat && dispatch.advance(Again::Target, &self.shared)
@@ -200,7 +202,7 @@ impl Relay {
         if let Some(claim) = dispatch.admitted.claim.take() {
             tape.settle_claim_at_end(claim);
         }
-        self.shared.metrics.refused(answer::cause_of(&told));
+        exchange.fails(answer::cause_of(&told));
         tape.substitute(answer::substitute(exchange, &told)?);
         Ok(())
     }
@@ -222,7 +224,7 @@ impl Relay {
         status: u16,
         error: ProviderError,
     ) -> Result<ProviderError> {
-        self.attempt(dispatch.provider(), outcome);
+        self.attempt(dispatch, outcome);
         let (verdict, again) = upstream::judge(status, &error);
         if matches!(verdict, Verdict::CredentialRefused | Verdict::ModelRefused) {
             let credential = dispatch.stop.as_ref().map_or(0, |stop| stop.credential + 1);

@@ -10,7 +10,6 @@ use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, OrErr};
-use tokio::time::timeout;
 
 use super::exchange::Dispatch;
 use super::tape::UPSTREAM_OVERDUE;
@@ -41,8 +40,8 @@ pub(super) async fn peer(shared: &Shared, provider: &Provider, turn: usize) -> R
     let (address, tls, host) = match &provider.endpoint {
         Endpoint::Demo => (shared.demo.address().await.map_err(|error| error.to_string())?, false, ""),
         Endpoint::Network(network) => {
-            let resolved = timeout(provider.times.connect, shared.resolver.resolve(&network.host, network.port, turn));
-            (resolved.await.map_err(|_| "its name was not resolved in time")??, network.tls, &*network.host)
+            let resolved = shared.resolver.resolve(&network.host, network.port, turn, provider.times.connect);
+            (resolved.await?, network.tls, &*network.host)
         }
     };
     let mut peer = resolved(address, tls, host);
@@ -92,6 +91,9 @@ pub(super) fn request_head(dispatch: &Dispatch, body: &Bytes) -> pingora::Result
     if let Some(credential) = dispatch.stop.as_ref().and_then(|stop| provider.credentials.get(stop.credential)) {
         authenticate(&mut headers, provider.dialect, credential)?;
     }
+    if let Some(parent) = dispatch.trace.for_provider() {
+        headers.insert(TRACEPARENT, parent);
+    }
     let (mut parts, ()) = http::Request::new(()).into_parts();
     (parts.method, parts.uri, parts.headers) = (Method::POST, uri, headers);
     Ok(RequestHeader::from(parts))
@@ -101,6 +103,7 @@ const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 const OURSELVES: HeaderValue = HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 
 /// How many headers a request has, Pingora's own included.

@@ -16,27 +16,28 @@ use super::idempotency::Idempotency;
 use super::in_flight::InFlight;
 use super::keyring::Keyring;
 use super::notify::Notifier;
-use super::places::spool_place;
+use super::places::{spool_place, traces_place};
 use super::resolve::Resolver;
 use super::server::ServeError;
 use super::stage::Stage;
-use super::{Shared, settle};
+use super::{Shared, memory, settle};
 use crate::admin::api::ConfigStatus;
 use crate::billing;
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::relay::route::RetryBudget;
 use crate::store::{Difference, Store};
-use crate::telemetry::{AccessLog, Metrics, Writer};
+use crate::telemetry::{AccessLog, Metrics, TraceWriter, Traces, Writer};
 
 /// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
 const AUDIT_EVERY: Duration = Duration::from_secs(600);
 
 /// All of it, at work.
 pub(super) struct Work {
-    background: [JoinHandle<()>; 4],
+    background: [JoinHandle<()>; 5],
     desk: Ending,
     billing: Ending,
+    trace_writer: Option<TraceWriter>,
     log_writer: Writer,
 }
 
@@ -61,6 +62,7 @@ impl Work {
         let process = |error: &dyn std::fmt::Display| ServeError::Process(error.to_string());
         let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
         let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
+        let (traces, trace_writer) = start_traces(&live.load())?;
         let (recorder, worker) = runtime
             .block_on(billing::open(&spool_place(&live.load().billing), store.clone()))
             .map_err(|error| ServeError::Billing(error.to_string()))?;
@@ -81,24 +83,28 @@ impl Work {
             metrics: Arc::clone(&metrics),
             retries: RetryBudget::default(),
             access_log,
+            traces: traces.clone(),
             resolver: Resolver::new(),
             demo: Demo::default(),
             failed_logins: FailedLogins::new(),
             requests_in_flight: InFlight::default(),
+            connections: Arc::default(),
+            memory: Arc::default(),
             signatures: Arc::default(),
             stage: Stage::default(),
         });
-        let observe = observer(&metrics, &shared.access_log);
+        let observe = observer(&metrics, &shared.access_log, traces);
         let (reloading, reloaded) = (notifier.clone(), reloaded(Arc::clone(&shared), notifier.clone()));
         let background = [
             runtime.spawn(async move { keyring.follow().await }),
+            runtime.spawn(memory::watch(Arc::clone(&shared.memory), Arc::clone(&live))),
             runtime.spawn(config::watch(live, move || reloading.reloading(), reloaded)),
             runtime.spawn(audit(store, metrics)),
             runtime.spawn(watch_for_upgrades(Launcher::new(upgrade), Arc::clone(&shared))),
         ];
         let billing = Ending::begin(runtime, |told| worker.run(told, observe));
         let desk = Ending::begin(runtime, |told| desk.run(told));
-        Ok((shared, Self { background, desk, billing, log_writer }))
+        Ok((shared, Self { background, desk, billing, trace_writer, log_writer }))
     }
 
     /// Brings everything that was recorded into the ledger and the sinks, or at least into the spool; and then the log.
@@ -111,6 +117,9 @@ impl Work {
         }
         if !self.billing.end(runtime) {
             tracing::error!("billing broke off; what it had not settled is in the spool and settles at the next start");
+        }
+        if let Some(writer) = self.trace_writer {
+            writer.end();
         }
         self.log_writer.end();
     }
@@ -135,10 +144,19 @@ impl Ending {
     }
 }
 
-/// What becomes of a record once billing has priced it: the metrics of what was used, and its line.
-fn observer(metrics: &Arc<Metrics>, access_log: &AccessLog) -> impl Fn(&UsageRecord) + use<> {
+/// Starts what sends traces, where there are to be any.
+fn start_traces(snapshot: &config::Snapshot) -> Result<(Traces, Option<TraceWriter>), ServeError> {
+    let Some(config) = &snapshot.traces else { return Ok((Traces::default(), None)) };
+    let started = Traces::start(traces_place(config.clone()));
+    let (traces, writer) = started.map_err(|error| ServeError::Process(format!("telemetry.traces: {error}")))?;
+    Ok((traces, Some(writer)))
+}
+
+/// What becomes of a record once billing has priced it: the metrics of what was used, its line, and its trace.
+fn observer(metrics: &Arc<Metrics>, access_log: &AccessLog, traces: Traces) -> impl Fn(&UsageRecord) + use<> {
     let (metrics, access_log) = (Arc::clone(metrics), access_log.clone());
     move |record| {
+        traces.billed(record);
         metrics.settled(record);
         access_log.write(&settle::line(record));
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, open};
 use crate::relay::meter::NanoUsd;
 
 /// A place where the store contradicts its ledger.
@@ -126,6 +126,7 @@ impl Store {
         for (kind, sql) in CHECKS {
             differences.extend(check(&mut transaction, *kind, sql).await?);
         }
+        open::shrink(&mut transaction).await?;
         Ok(differences)
     }
 }

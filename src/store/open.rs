@@ -111,6 +111,11 @@ async fn migrate(path: &Path, options: &SqliteConnectOptions) -> Result<(), Stor
     connection.close().await.map_err(failed)
 }
 
+/// Gives back what a connection has kept of the pages that went through it, after a whole table has.
+pub(super) async fn shrink(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("PRAGMA shrink_memory").execute(connection).await.map(|_| ())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;

@@ -5,6 +5,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::SpanCounts;
 use crate::relay::meter::UsageRecord;
 use crate::relay::refusal::Cause;
 
@@ -13,11 +14,11 @@ pub struct Metrics {
     registry: Registry,
     /// `tollgate_requests_total{model,provider,status}`
     pub requests: IntCounterVec,
-    /// `tollgate_request_seconds`: of requests that went to a provider.
+    /// `tollgate_request_seconds`: of admitted requests.
     pub request_seconds: Histogram,
     /// `tollgate_first_token_seconds`
     pub first_token_seconds: Histogram,
-    /// `tollgate_overhead_seconds`: from the body's last byte to the upstream being asked.
+    /// `tollgate_overhead_seconds`: from the body's last byte to the request's admission.
     pub overhead_seconds: Histogram,
     /// `tollgate_tokens_total{model,class}`
     pub tokens: IntCounterVec,
@@ -25,6 +26,16 @@ pub struct Metrics {
     pub cost_usd: CounterVec,
     /// `tollgate_refusals_total{code}`
     pub refusals: IntCounterVec,
+    /// `tollgate_requests_in_flight`
+    requests_in_flight: IntGauge,
+    /// `tollgate_connections_open`: of the client API.
+    connections_open: IntGauge,
+    /// `tollgate_connections_closed_total{reason}`: those that the relay had to close.
+    connections_closed: IntCounterVec,
+    /// `tollgate_memory_used_bytes`
+    memory_used_bytes: IntGauge,
+    /// `tollgate_memory_limit_bytes`: past it new requests are refused.
+    memory_limit_bytes: IntGauge,
     /// `tollgate_streams_active`
     pub streams_active: IntGauge,
     /// `tollgate_holds_active`: requests that hold what they may come to cost.
@@ -63,17 +74,31 @@ pub struct Metrics {
     pub ledger_drift: IntGauge,
     /// `tollgate_config_reloads_total{outcome}`
     pub config_reloads: IntCounterVec,
+    /// `tollgate_config_refused`: 1 while the files on the disk are refused and the configuration before them is in force.
+    config_refused: IntGauge,
     /// `tollgate_access_lines_dropped_total`
     pub access_lines_dropped: IntCounter,
+    /// `tollgate_trace_spans_total{outcome}`: spans that the receiver has, and those that it will not have.
+    trace_spans: IntCounterVec,
 }
 
-/// What is counted elsewhere and read at each scrape. All are totals since the start but for the holds and what waits.
+/// What is counted elsewhere and read at each scrape. All are totals since the start but for what is told of now.
 #[derive(Debug, Default, Clone)]
 pub struct Observed {
     /// Requests that hold what they may come to cost, now.
     pub holds_active: i64,
     /// How much they hold, now.
     pub held_nano_usd: i64,
+    /// Requests under way, now.
+    pub requests_in_flight: u64,
+    /// Connections of the client API, now.
+    pub connections_open: u64,
+    /// Those that the relay had to close, by reason.
+    pub connections_closed: Vec<(&'static str, u64)>,
+    /// What is used of the memory, at the last look.
+    pub memory_used_bytes: u64,
+    /// What of it may be used.
+    pub memory_limit_bytes: u64,
     /// Look-ups that the cache answered.
     pub key_cache_hits: u64,
     /// Look-ups of keys that the cache knew not to exist.
@@ -96,8 +121,12 @@ pub struct Observed {
     pub spool_bytes: u64,
     /// What the spool may take.
     pub spool_bytes_max: u64,
+    /// Whether the configuration on the disk is refused.
+    pub config_refused: bool,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
+    /// What has become of traces' spans.
+    pub spans: SpanCounts,
     /// The providers of the configuration in force.
     pub providers: Vec<ObservedProvider>,
 }
@@ -150,7 +179,7 @@ impl Metrics {
             request_seconds: histogram(
                 r,
                 "request_seconds",
-                "Relayed requests, from arrival to the last byte.",
+                "Admitted requests, from arrival to the end.",
                 SECONDS_BUCKETS,
             )?,
             first_token_seconds: histogram(
@@ -159,13 +188,28 @@ impl Metrics {
                 "From arrival to the first token.",
                 SECONDS_BUCKETS,
             )?,
-            overhead_seconds: histogram(r, "overhead_seconds", "The relay's own share.", OVERHEAD_BUCKETS)?,
+            overhead_seconds: histogram(
+                r,
+                "overhead_seconds",
+                "From a body's last byte to its request's admission.",
+                OVERHEAD_BUCKETS,
+            )?,
             tokens: counters(r, "tokens_total", "Tokens, by class.", &["model", "class"])?,
             cost_usd: register(
                 r,
                 CounterVec::new(Opts::new("tollgate_cost_usd_total", "What was billed."), &["model"])?,
             )?,
             refusals: counters(r, "refusals_total", "Refused and failed requests, by error code.", &["code"])?,
+            requests_in_flight: gauge(r, "requests_in_flight", "Requests under way.")?,
+            connections_open: gauge(r, "connections_open", "Connections of the client API.")?,
+            connections_closed: counters(
+                r,
+                "connections_closed_total",
+                "Connections that the relay had to close.",
+                &["reason"],
+            )?,
+            memory_used_bytes: gauge(r, "memory_used_bytes", "What the process or its control group uses.")?,
+            memory_limit_bytes: gauge(r, "memory_limit_bytes", "Past it new requests are refused.")?,
             streams_active: gauge(r, "streams_active", "Streamed answers under way.")?,
             holds_active: gauge(r, "holds_active", "Requests that hold what they may come to cost.")?,
             held: gauge(r, "held_nano_usd", "What running requests hold of their accounts.")?,
@@ -195,15 +239,25 @@ impl Metrics {
             )?,
             ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
             config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
+            config_refused: gauge(r, "config_refused", "Whether the configuration on the disk is refused.")?,
             access_lines_dropped: register(
                 r,
                 IntCounter::new("tollgate_access_lines_dropped_total", "Lines of the access log that found no place.")?,
             )?,
+            trace_spans: counters(r, "trace_spans_total", "Spans of traces, by what became of them.", &["outcome"])?,
             registry: registry.clone(),
         };
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// Series whose labels are known beforehand: a counter that appears with its first event has no increase to alert on.
+    fn begin_at_zero(&self) {
+        Cause::ALL.iter().for_each(|cause| self.refusals.with_label_values(&[cause.code()]).inc_by(0));
+        ["ok", "refused"].iter().for_each(|outcome| self.config_reloads.with_label_values(&[outcome]).inc_by(0));
+        ["made", "no_budget"].iter().for_each(|outcome| self.upstream_retries.with_label_values(&[outcome]).inc_by(0));
     }
 
     /// Counts a refusal or failure by its cause.
@@ -249,6 +303,11 @@ impl Metrics {
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
         observed.sinks.iter().for_each(|sink| self.take_over_sink(sink));
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
+        let SpanCounts { sent, queue_full, undelivered, refused } = observed.spans;
+        let outcomes = [("sent", sent), ("queue_full", queue_full), ("undelivered", undelivered), ("refused", refused)];
+        for (outcome, total) in outcomes {
+            raise(&self.trace_spans.with_label_values(&[outcome]), total);
+        }
         // Providers come and go with the configuration.
         self.upstream_healthy.reset();
         self.upstream_breakers.reset();
@@ -260,7 +319,15 @@ impl Metrics {
         }
         self.holds_active.set(observed.holds_active);
         self.held.set(observed.held_nano_usd);
+        self.config_refused.set(i64::from(observed.config_refused));
+        for (reason, total) in &observed.connections_closed {
+            raise(&self.connections_closed.with_label_values(&[*reason]), *total);
+        }
         for (gauge, value) in [
+            (&self.requests_in_flight, observed.requests_in_flight),
+            (&self.connections_open, observed.connections_open),
+            (&self.memory_used_bytes, observed.memory_used_bytes),
+            (&self.memory_limit_bytes, observed.memory_limit_bytes),
             (&self.spool_events, observed.spool_events),
             (&self.spool_oldest_seconds, observed.spool_oldest_seconds),
             (&self.spool_open_requests, observed.spool_open_requests),

@@ -1,8 +1,10 @@
-//! What the relay shows of itself: metrics for Prometheus and one line a request. Never a key, never a prompt, and no label
-//! whose values a client can choose.
+//! What the relay shows of itself: metrics for Prometheus, one line a request, and traces where they are wanted. Never a key,
+//! never a prompt, and no label whose values a client can choose.
 
 mod access_log;
 mod metrics;
+mod traces;
 
 pub use access_log::{AccessLine, AccessLog, Writer};
 pub use metrics::{Metrics, Observed, ObservedProvider, ObservedSink};
+pub use traces::{Beginning, SpanCounts, Trace, TraceWriter, Traces, TracesPlace};

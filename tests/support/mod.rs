@@ -9,8 +9,10 @@
 pub mod cases;
 pub mod client;
 pub mod decoded;
+pub mod frames;
 pub mod h2c;
 pub mod manager;
+pub mod nginx;
 pub mod relay;
 pub mod setup;
 pub mod tls;

@@ -9,6 +9,7 @@
 use std::fmt;
 
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 const PREFIX: &str = "tg_live_";
 const ENTROPY_CHARACTERS: usize = 30;
@@ -47,9 +48,9 @@ impl fmt::Display for KeyDigest {
     }
 }
 
-/// A key whose form and checksum are right; whether it exists is the store's to say.
+/// A key whose form and checksum are right; whether it exists is the store's to say. Its memory is wiped when it goes.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ApiKey(Box<str>);
+pub struct ApiKey(Zeroizing<Box<str>>);
 
 impl ApiKey {
     /// How many bytes to hand to [`ApiKey::from_entropy`]: with so many, the chance that they do not suffice is below
@@ -65,13 +66,14 @@ impl ApiKey {
             return None;
         }
         let (checked, checksum) = text.split_at(CHECKED_CHARACTERS);
-        (checksum.as_bytes() == checksum_of(checked)).then(|| Self(text.into()))
+        (checksum.as_bytes() == checksum_of(checked)).then(|| Self(Zeroizing::new(text.into())))
     }
 
     /// A new key from random bytes; every key is as likely as any other. `None` if too few of the bytes are usable:
     /// 8 of the 256 values are passed over, so that the others map to base62 evenly.
     pub fn from_entropy(bytes: &[u8]) -> Option<Self> {
-        let mut key = String::with_capacity(KEY_CHARACTERS);
+        // Of its whole size from the beginning: what grows is copied, and leaves its text behind.
+        let mut key = Zeroizing::new(String::with_capacity(KEY_CHARACTERS));
         key.push_str(PREFIX);
         let usable = bytes.iter().filter(|byte| **byte < UNBIASED_BYTES);
         key.extend(usable.take(ENTROPY_CHARACTERS).map(|byte| char::from(BASE62[usize::from(byte % 62)])));
@@ -80,7 +82,7 @@ impl ApiKey {
         }
         let checksum = checksum_of(&key);
         key.extend(checksum.map(char::from));
-        Some(Self(key.into()))
+        Some(Self(Zeroizing::new(key.as_str().into())))
     }
 
     /// What the store and the caches know the key by.

@@ -1,17 +1,18 @@
-//! A credential that cannot be printed by accident.
+//! A credential that cannot be printed by accident, and whose memory is wiped when it goes.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 /// A provider's credential. `Debug` redacts it and there is no `Display`; [`Secret::expose`] is the one way to the text.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Box<str>);
+pub struct Secret(Zeroizing<Box<str>>);
 
 impl Secret {
     /// Wraps a credential.
     pub fn new(text: impl Into<Box<str>>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The credential itself, for the header that carries it upstream and for nothing else.

@@ -9,15 +9,16 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
+use zeroize::Zeroizing;
 
 const PREFIX: &str = "whsec_";
 
 /// How many bytes of a secret the specification asks for.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// A webhook's secret. `Debug` redacts it, and nothing else shows it.
+/// A webhook's secret. `Debug` redacts it, nothing else shows it, and its memory is wiped when it goes.
 #[derive(Clone, PartialEq, Eq)]
-pub struct SigningKey(Box<[u8]>);
+pub struct SigningKey(Zeroizing<Vec<u8>>);
 
 impl SigningKey {
     /// Reads a secret such as `whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw`.
@@ -28,7 +29,7 @@ impl SigningKey {
         let encoded = text.strip_prefix(PREFIX).ok_or(
             "the secret there does not begin with whsec_; make one with: echo whsec_$(openssl rand -base64 32)",
         )?;
-        let bytes = STANDARD.decode(encoded).map_err(
+        let bytes = STANDARD.decode(encoded).map(Zeroizing::new).map_err(
             |_| "the secret there is not base64 after whsec_; make one with: echo whsec_$(openssl rand -base64 32)",
         )?;
         if !KEY_BYTES.contains(&bytes.len()) {
@@ -36,7 +37,7 @@ impl SigningKey {
                 "the secret there is not of 24 to 64 bytes; make one with: echo whsec_$(openssl rand -base64 32)",
             );
         }
-        Ok(Self(bytes.into()))
+        Ok(Self(bytes))
     }
 
     /// The value of `webhook-signature` for a body that is sent under that id at that time, Unix seconds. Neither may hold a dot

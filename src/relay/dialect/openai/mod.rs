@@ -11,6 +11,7 @@ mod outlet;
 mod quirks;
 #[cfg(test)]
 mod recordings;
+mod remarks;
 mod request;
 mod shape;
 mod usage;
@@ -20,5 +21,6 @@ pub use answer::StreamReader;
 pub use quirks::{
     LOOSE_DOCUMENT_BYTES_MAX, LOOSE_EVENT_BYTES_MAX, LooseDocument, LooseStream, incoming, outgoing, output_ceiling,
 };
+pub use remarks::Remarks;
 pub use request::ChatRequest;
 pub use whole::JsonReader;
