@@ -11,7 +11,7 @@
 //! | [`relay`] | the rules: keys, limits, routes, dialects, events, metering; pure, time and chance come in as arguments |
 //! | [`billing`] | from a finished request to a ledger entry: recorder, spool, sinks |
 //! | [`store`] | accounts, keys, ledger and usage at rest |
-//! | [`admin`] | what machines ask of the relay: health and readiness |
+//! | [`admin`] | what machines and operators ask of the relay: health, readiness and the admin API |
 //! | [`telemetry`] | metrics, the access log, traces |
 
 pub mod admin;

@@ -3,15 +3,15 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 
 use super::output::{self, Column, Table};
-use super::store::{now_ms, require_plan, with_store};
+use super::store::{now_ms, with_store};
 use super::value::{self, rfc3339};
 use super::{Common, Failure, Outcome};
+use crate::admin::{AccountDocument, require_plan};
 use crate::config::Snapshot;
 use crate::relay::meter::NanoUsd;
-use crate::store::{self, Store};
+use crate::store::{self, AccountChange, Store};
 
 #[derive(Debug, Args)]
 pub(super) struct Account {
@@ -50,6 +50,13 @@ enum Action {
         /// A plan of the configuration
         plan: String,
     },
+    /// Call an account otherwise
+    Rename {
+        id: String,
+        /// For people; need not be unique
+        #[arg(value_parser = value::name)]
+        name: String,
+    },
     /// Refuse all keys of an account until it is resumed
     Suspend { id: String },
     /// Take the keys of a suspended account again
@@ -69,7 +76,7 @@ impl Action {
     async fn run(&self, snapshot: &Snapshot, store: &Store, json: bool) -> Result<(), Failure> {
         let account = match self {
             Action::Create { name, plan } => {
-                require_plan(snapshot, plan)?;
+                require_plan(&snapshot.catalogue, plan)?;
                 store.create_account(name, plan, now_ms()).await?
             }
             Action::List => {
@@ -79,11 +86,15 @@ impl Action {
             Action::Show { id } => return show(store, id, json).await,
             Action::Credit { id, amount, note } => store.credit(id, *amount, note.as_deref(), now_ms()).await?,
             Action::Plan { id, plan } => {
-                require_plan(snapshot, plan)?;
-                store.set_plan(id, plan).await?
+                require_plan(&snapshot.catalogue, plan)?;
+                store.set_plan(id, plan, now_ms()).await?
             }
-            Action::Suspend { id } => store.set_account_active(id, false).await?,
-            Action::Resume { id } => store.set_account_active(id, true).await?,
+            Action::Rename { id, name } => {
+                let change = AccountChange { name: Some(name), ..AccountChange::default() };
+                store.update_account(id, &change, now_ms()).await?
+            }
+            Action::Suspend { id } => store.set_account_active(id, false, now_ms()).await?,
+            Action::Resume { id } => store.set_account_active(id, true, now_ms()).await?,
         };
         print(&account, json);
         Ok(())
@@ -92,14 +103,14 @@ impl Action {
 
 fn print(account: &store::Account, json: bool) {
     if json {
-        output::json(&Document::from(account));
+        output::json(&AccountDocument::from(account));
         return;
     }
     for (name, value) in [
         ("id", &account.id),
         ("name", &account.name),
         ("plan", &account.plan),
-        ("status", &status(account).to_owned()),
+        ("status", &account.status().to_owned()),
         ("balance", &format!("{} USD", account.balance)),
         ("created", &rfc3339(account.created_at_ms)),
     ] {
@@ -130,14 +141,14 @@ async fn show(store: &Store, id: &str, json: bool) -> Result<(), Failure> {
 
 fn list(accounts: &[store::Account], json: bool) {
     if json {
-        output::json(&accounts.iter().map(Document::from).collect::<Vec<_>>());
+        output::json(&accounts.iter().map(AccountDocument::from).collect::<Vec<_>>());
         return;
     }
     let rows: Vec<_> = accounts
         .iter()
         .map(|account| {
             let balance = account.balance.to_string();
-            [account.id.clone(), account.name.clone(), account.plan.clone(), status(account).to_owned(), balance]
+            [account.id.clone(), account.name.clone(), account.plan.clone(), account.status().to_owned(), balance]
         })
         .collect();
     let columns = [
@@ -148,32 +159,4 @@ fn list(accounts: &[store::Account], json: bool) {
         Column::Right("BALANCE USD"),
     ];
     Table::new(columns).rows(&rows);
-}
-
-fn status(account: &store::Account) -> &'static str {
-    if account.active { "active" } else { "suspended" }
-}
-
-/// An account in JSON.
-#[derive(Serialize)]
-struct Document<'a> {
-    id: &'a str,
-    name: &'a str,
-    plan: &'a str,
-    status: &'static str,
-    balance_nano_usd: i64,
-    created_at: String,
-}
-
-impl<'a> From<&'a store::Account> for Document<'a> {
-    fn from(account: &'a store::Account) -> Self {
-        Self {
-            id: &account.id,
-            name: &account.name,
-            plan: &account.plan,
-            status: status(account),
-            balance_nano_usd: account.balance.0,
-            created_at: rfc3339(account.created_at_ms),
-        }
-    }
 }

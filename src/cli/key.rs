@@ -5,15 +5,14 @@ use std::process::ExitCode;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, value_parser};
 use ipnet::IpNet;
-use serde::Serialize;
 
 use super::output::{self, Column, Table};
 use super::store::{now_ms, with_store};
-use super::value::{self, rfc3339};
+use super::value;
 use super::{Common, Failure, Outcome};
-use crate::relay::auth::ApiKey;
+use crate::admin::{CreatedKeyDocument, KeyDocument, create_key};
 use crate::relay::meter::NanoUsd;
-use crate::store::{self, KeyStatus, KeyTerms, NewKey, Store};
+use crate::store::{KeyTerms, NewKey, Store};
 
 #[derive(Debug, Args)]
 pub(super) struct Key {
@@ -97,9 +96,10 @@ impl Create {
                 expires_at_ms: self.expires,
             },
         };
-        let (key, secret) = create(store, &new).await?;
+        let (key, secret) = create_key(store, &new, now_ms()).await?;
         if json {
-            output::json(&Document { key: Some(secret.expose()), ..Document::from(&key) });
+            let about = KeyDocument::new(&key, now_ms());
+            output::json(&CreatedKeyDocument { key: secret.expose().to_owned(), about });
             return Ok(());
         }
         output::line(&format!("{} ({}) of {}", key.id, key.name, key.account_id));
@@ -109,22 +109,13 @@ impl Create {
     }
 }
 
-/// Makes a key from the system's entropy and stores its digest.
-pub(super) async fn create(store: &Store, new: &NewKey) -> Result<(store::Key, ApiKey), Failure> {
-    let mut entropy = [0; ApiKey::ENTROPY_BYTES];
-    getrandom::fill(&mut entropy)?;
-    let secret = ApiKey::from_entropy(&entropy).ok_or("the system's entropy makes no key")?;
-    let key = store.create_key(new, &secret.digest(), now_ms()).await?;
-    Ok((key, secret))
-}
-
 async fn list(store: &Store, account: Option<&str>, json: bool) -> Result<(), Failure> {
     if let Some(id) = account {
         store.account(id).await?;
     }
     let keys = store.keys(account).await?;
     if json {
-        output::json(&keys.iter().map(Document::from).collect::<Vec<_>>());
+        output::json(&keys.iter().map(|key| KeyDocument::new(key, now_ms())).collect::<Vec<_>>());
         return Ok(());
     }
     let or_plan = |limit: Option<u32>| limit.map_or_else(|| "plan".to_owned(), |limit| limit.to_string());
@@ -135,7 +126,7 @@ async fn list(store: &Store, account: Option<&str>, json: bool) -> Result<(), Fa
                 key.id.clone(),
                 key.account_id.clone(),
                 key.name.clone(),
-                status(key).to_owned(),
+                key.status_at(now_ms()).name().to_owned(),
                 or_plan(key.terms.requests_per_minute),
                 key.spent.to_string(),
                 key.terms.budget.map(|budget| budget.to_string()).unwrap_or_default(),
@@ -158,61 +149,9 @@ async fn list(store: &Store, account: Option<&str>, json: bool) -> Result<(), Fa
 async fn revoke(store: &Store, id: &str, json: bool) -> Result<(), Failure> {
     let key = store.revoke_key(id, now_ms()).await?;
     if json {
-        output::json(&Document::from(&key));
+        output::json(&KeyDocument::new(&key, now_ms()));
         return Ok(());
     }
     output::line(&format!("{} ({}) of {} is revoked", key.id, key.name, key.account_id));
     Ok(())
-}
-
-fn status(key: &store::Key) -> &'static str {
-    match key.status_at(now_ms()) {
-        KeyStatus::Active => "active",
-        KeyStatus::Revoked => "revoked",
-        KeyStatus::Expired => "expired",
-    }
-}
-
-/// A key in JSON; `key` itself only when it is made.
-#[derive(Serialize)]
-struct Document<'a> {
-    id: &'a str,
-    account_id: &'a str,
-    name: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a str>,
-    status: &'static str,
-    requests_per_minute: Option<u32>,
-    tokens_per_minute: Option<u64>,
-    concurrent_requests: Option<u32>,
-    budget_nano_usd: Option<i64>,
-    models: Option<&'a [String]>,
-    allow_ip: Vec<String>,
-    expires_at: Option<String>,
-    spent_nano_usd: i64,
-    created_at: String,
-    revoked_at: Option<String>,
-}
-
-impl<'a> From<&'a store::Key> for Document<'a> {
-    fn from(key: &'a store::Key) -> Self {
-        let terms = &key.terms;
-        Self {
-            id: &key.id,
-            account_id: &key.account_id,
-            name: &key.name,
-            key: None,
-            status: status(key),
-            requests_per_minute: terms.requests_per_minute,
-            tokens_per_minute: terms.tokens_per_minute,
-            concurrent_requests: terms.concurrent_requests,
-            budget_nano_usd: terms.budget.map(|budget| budget.0),
-            models: terms.models.as_deref(),
-            allow_ip: terms.allow_ip.iter().map(IpNet::to_string).collect(),
-            expires_at: terms.expires_at_ms.map(rfc3339),
-            spent_nano_usd: key.spent.0,
-            created_at: rfc3339(key.created_at_ms),
-            revoked_at: key.revoked_at_ms.map(rfc3339),
-        }
-    }
 }

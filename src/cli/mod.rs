@@ -4,6 +4,7 @@
 
 mod account;
 mod audit;
+mod audit_log;
 mod check;
 mod key;
 mod output;
@@ -58,6 +59,8 @@ enum Command {
     Usage(usage::Usage),
     /// Re-derive every balance from the ledger and compare
     Audit(audit::Audit),
+    /// Who changed accounts and keys, and how
+    AuditLog(audit_log::AuditLog),
 }
 
 /// Why a command failed, for a person to read on stderr.
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Key(command) => command.run(&common),
         Command::Usage(command) => command.run(&common),
         Command::Audit(command) => command.run(&common),
+        Command::AuditLog(command) => command.run(&common),
     };
     outcome.unwrap_or_else(|Failure(message)| {
         output::error(&message);

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::store::now_ms;
-use super::{Common, Failure, Outcome, key, output, process};
+use super::store::{by_user, now_ms};
+use super::{Common, Failure, Outcome, output, process};
+use crate::admin::create_key;
 use crate::config::{self, Live, Providers};
 use crate::proxy::{self, ServeError};
 use crate::relay::auth::ApiKey;
@@ -63,7 +64,7 @@ impl Quickstart {
         let runtime = process::runtime()?;
         let store = process::open_store(&runtime, &live.load().store.url)?;
         // The key is made when the listeners are open: a key that nobody is shown is of no use.
-        let started = || match runtime.block_on(first_key(&store)) {
+        let started = || match runtime.block_on(first_key(&by_user(&store))) {
             Ok(key) => self.welcome(&live, key.as_ref()),
             Err(Failure(message)) => output::error(&message),
         };
@@ -135,7 +136,7 @@ async fn first_key(store: &Store) -> Result<Option<ApiKey>, Failure> {
     let account = store.create_account("quickstart", FIRST_PLAN, now_ms()).await?;
     store.credit(&account.id, FIRST_CREDIT, Some("to begin with"), now_ms()).await?;
     let new = NewKey { account_id: account.id, name: "quickstart".to_owned(), terms: KeyTerms::default() };
-    let (_, secret) = key::create(store, &new).await?;
+    let (_, secret) = create_key(store, &new, now_ms()).await?;
     Ok(Some(secret))
 }
 

@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 
 use super::output::{self, Column, Table};
 use super::store::with_store;
 use super::value::{self, rfc3339};
 use super::{Common, Failure, Outcome};
-use crate::relay::meter::{self, TokensDocument, UsageDocument, UsageRecord};
+use crate::admin::UsageTotalDocument;
+use crate::relay::meter::{self, UsageDocument, UsageRecord};
 use crate::store::{self, Store, UsageFilter, UsagePosition, UsageTotal};
 
 /// How many requests are read and printed at a time, so that memory does not grow with the bill.
@@ -42,7 +42,8 @@ impl Usage {
             if let Some(id) = &self.account {
                 store.account(id).await?;
             }
-            let filter = UsageFilter { account_id: self.account.clone(), since_ms: self.since };
+            let (account_id, since_ms) = (self.account.clone(), self.since);
+            let filter = UsageFilter { account_id, since_ms, ..UsageFilter::default() };
             match (self.by, common.json) {
                 (Some(by), json) => totals(store, &filter, by, json).await?,
                 (None, true) => requests_as_json(store, &filter).await?,
@@ -62,7 +63,7 @@ async fn totals(store: &Store, filter: &UsageFilter, by: By, json: bool) -> Resu
     };
     let totals = store.usage_by(filter, of).await?;
     if json {
-        output::json(&totals.iter().map(|total| TotalDocument::new(by, total)).collect::<Vec<_>>());
+        output::json(&totals.iter().map(|total| UsageTotalDocument::new(of, total)).collect::<Vec<_>>());
         return Ok(());
     }
     let rows: Vec<_> = totals
@@ -161,37 +162,5 @@ impl<'a> Pages<'a> {
         let Some(last) = page.last() else { return Ok(None) };
         self.position = Some(UsagePosition::of(last));
         Ok(Some(page))
-    }
-}
-
-/// A sum in JSON, of which one of the first four says what it is of.
-#[derive(Serialize)]
-struct TotalDocument<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    account_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    day: Option<&'a str>,
-    requests: u64,
-    #[serde(flatten)]
-    tokens: TokensDocument,
-    cost_nano_usd: i64,
-}
-
-impl<'a> TotalDocument<'a> {
-    fn new(by: By, total: &'a UsageTotal) -> Self {
-        let group = Some(total.group.as_str());
-        Self {
-            account_id: group.filter(|_| matches!(by, By::Account)),
-            model: group.filter(|_| matches!(by, By::Model)),
-            key_id: group.filter(|_| matches!(by, By::Key)),
-            day: group.filter(|_| matches!(by, By::Day)),
-            requests: total.requests,
-            tokens: TokensDocument::from(&total.usage),
-            cost_nano_usd: total.cost.0,
-        }
     }
 }

@@ -11,9 +11,11 @@ use super::connections::network;
 /// 4 rows of 65,536 slots: at 10,000 addresses 0.03 % are counted wrong.
 const ROWS: usize = 4;
 const SLOTS: usize = 65_536;
+/// The admin API is not for the public.
+const ADMIN_SLOTS: usize = 1_024;
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How a login failed. The two are counted apart: requests without a key, as a careless health check sends them, are not to
+/// How a login failed. They are counted apart: requests without a key, as a careless health check sends them, are not to
 /// keep the good keys of their address out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failed {
@@ -21,18 +23,21 @@ pub(super) enum Failed {
     Form,
     /// The key is well formed and no good.
     Key,
+    /// The admin API's token is missing or wrong.
+    AdminToken,
 }
 
 /// Failed authentications of this minute, by client address.
 pub(super) struct FailedLogins {
     by_form: Rate,
     by_key: Rate,
+    by_admin_token: Rate,
 }
 
 impl FailedLogins {
     pub(super) fn new() -> Self {
-        let rate = || Rate::new_with_estimator_config(INTERVAL, ROWS, SLOTS);
-        Self { by_form: rate(), by_key: rate() }
+        let rate = |slots| Rate::new_with_estimator_config(INTERVAL, ROWS, slots);
+        Self { by_form: rate(SLOTS), by_key: rate(SLOTS), by_admin_token: rate(ADMIN_SLOTS) }
     }
 
     /// Counts a failure.
@@ -49,6 +54,7 @@ impl FailedLogins {
         match failed {
             Failed::Form => &self.by_form,
             Failed::Key => &self.by_key,
+            Failed::AdminToken => &self.by_admin_token,
         }
     }
 }
@@ -67,6 +73,7 @@ mod tests {
         }
         assert!(failed.is_flooding(Failed::Key, Some(flooder), 3));
         assert!(!failed.is_flooding(Failed::Form, Some(flooder), 3));
+        assert!(!failed.is_flooding(Failed::AdminToken, Some(flooder), 3));
         assert!(!failed.is_flooding(Failed::Key, Some(other), 3));
         let (one, neighbour): (IpAddr, IpAddr) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
         for _ in 0..3 {

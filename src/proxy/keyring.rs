@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::MissedTickBehavior;
 
 use crate::billing::Elsewhere;
@@ -24,6 +25,8 @@ pub(super) struct Keyring {
     elsewhere: Elsewhere,
     /// Where the store stood when the cache was empty.
     began: Seen,
+    /// Where it stood when its changes were last taken over. Locked while they are.
+    seen: Mutex<Seen>,
     store_reachable: AtomicBool,
 }
 
@@ -43,9 +46,10 @@ impl Keyring {
         let (version, seq) = (store.changes_since(i64::MAX).await?.version, store.balances_since(i64::MAX).await?.seq);
         let began = Seen { version, seq };
         let store_reachable = AtomicBool::new(true);
-        let keyring = Self { cache: KeyCache::default(), store, elsewhere, began, store_reachable };
+        let (cache, seen) = (KeyCache::default(), Mutex::new(began));
+        let keyring = Self { cache, store, elsewhere, began, seen, store_reachable };
         // Before the first request is admitted: what a dead process left is owed still.
-        keyring.take_over(began).await?;
+        keyring.catch_up().await?;
         Ok(keyring)
     }
 
@@ -107,21 +111,24 @@ impl Keyring {
     pub(super) async fn follow(self: Arc<Self>) {
         let mut turns = tokio::time::interval(ASK_EVERY);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut seen = self.began;
         loop {
             turns.tick().await;
-            let reachable = match self.take_over(seen).await {
-                Ok(now) => {
-                    seen = now;
-                    true
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the store cannot be asked what has changed");
-                    false
-                }
-            };
-            self.store_reachable.store(reachable, Ordering::Relaxed);
+            let caught_up = self.catch_up().await;
+            if let Err(error) = &caught_up {
+                tracing::warn!(%error, "the store cannot be asked what has changed");
+            }
+            self.store_reachable.store(caught_up.is_ok(), Ordering::Relaxed);
         }
+    }
+
+    /// Takes over what has changed since the last time.
+    ///
+    /// # Errors
+    /// The store could not be asked.
+    pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
+        let mut seen = self.seen.lock().await;
+        *seen = self.take_over(*seen).await?;
+        Ok(())
     }
 
     async fn take_over(&self, seen: Seen) -> Result<Seen, StoreError> {
@@ -206,7 +213,7 @@ mod tests {
         assert!(!entry.record().is_good_at(3));
         assert!(Arc::ptr_eq(&entry, &fixture.lookup(&key(1)).await.unwrap()), "the same entry, its windows with it");
 
-        fixture.store.set_plan(&fixture.account_id, "pro").await.unwrap();
+        fixture.store.set_plan(&fixture.account_id, "pro", 2).await.unwrap();
         fixture.keyring.take_over(seen).await.unwrap();
         assert_eq!(&*entry.record().plan, "pro");
     }

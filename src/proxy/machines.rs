@@ -1,4 +1,4 @@
-//! The listeners for machines: health and readiness, and the metrics page.
+//! The listener of the metrics page, and what is seen there.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,63 +8,14 @@ use http::Response;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
-use super::{Shared, time_text};
-use crate::admin::{self, Behind, Now, Question, Readiness, Reply};
+use super::Shared;
 use crate::billing::SinkState;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{ProviderHealth, Standing};
 use crate::telemetry::{Observed, ObservedProvider, ObservedSink};
 
-/// `listen.admin`.
-pub(super) struct AdminListener(pub(super) Arc<Shared>);
-
 /// `listen.metrics`.
 pub(super) struct MetricsListener(pub(super) Arc<Shared>);
-
-#[async_trait]
-impl ServeHttp for AdminListener {
-    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let readiness = Readiness {
-            store_reachable: self.0.keyring.is_store_reachable(),
-            config_mistakes: self
-                .0
-                .live
-                .refused()
-                .iter()
-                .flat_map(|mistakes| mistakes.iter())
-                .map(ToString::to_string)
-                .collect(),
-            billing_open: self.0.recorder.is_open(),
-            billing_failed: self.0.recorder.state().failed(),
-            billing_behind: self.0.billing_behind(),
-            draining: self.0.stage.is_leaving(),
-        };
-        let path = session.req_header().uri.path();
-        if path == "/admin/v1/providers" {
-            let reply = self.providers(session);
-            return page(reply.status, "application/json", reply.body.into_bytes());
-        }
-        match admin::answer(path, &readiness) {
-            Some(reply) => page(reply.status, "application/json", reply.body.into_bytes()),
-            None => refusal(&Refusal::new(Cause::UnknownUrl, "There is nothing here; /healthz and /readyz are.")),
-        }
-    }
-}
-
-impl AdminListener {
-    fn providers(&self, session: &ServerSession) -> Reply {
-        let head = session.req_header();
-        let authorization = head.headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let question = Question { method: head.method.as_str(), authorization };
-        let snapshot = self.0.live.load();
-        let (us, unix_ms) = (self.0.clock.now_us(), self.0.clock.unix_ms());
-        let wall = |at_us: u64| {
-            let from_now_ms = i64::try_from(at_us.saturating_sub(us) / 1000).unwrap_or(i64::MAX);
-            time_text(unix_ms.saturating_add(from_now_ms))
-        };
-        admin::providers(&question, snapshot.admin_token.as_ref(), &snapshot.catalogue, &Now { us, wall: &wall })
-    }
-}
 
 #[async_trait]
 impl ServeHttp for MetricsListener {
@@ -146,18 +97,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Who keeps the spool full, and why nothing is sold.
-    fn billing_behind(&self) -> Vec<Behind> {
-        let billing = self.recorder.state();
-        if !billing.spool_full() {
-            return Vec::new();
-        }
-        let seconds = |oldest_ms: Option<i64>| oldest_ms.map_or(0, |at| self.seconds_since(at));
-        let behind = billing.behind().into_iter();
-        behind.map(|(sink, records, oldest)| Behind { sink: sink.into(), records, seconds: seconds(oldest) }).collect()
-    }
-
-    fn seconds_since(&self, unix_ms: i64) -> u64 {
+    pub(super) fn seconds_since(&self, unix_ms: i64) -> u64 {
         u64::try_from(self.clock.unix_ms().saturating_sub(unix_ms) / 1000).unwrap_or(0)
     }
 }

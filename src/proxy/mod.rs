@@ -4,6 +4,7 @@
 //! The way through: head → key → whole body → admission → targets, one try at a time → the answer, piece by piece →
 //! settlement. Whatever ends a request early leaves through the same door (`exchange`'s drop).
 
+mod admin_api;
 mod admission;
 mod answer;
 mod body;
@@ -42,7 +43,7 @@ mod upstream;
 mod wire;
 mod work;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -57,10 +58,12 @@ use self::keyring::Keyring;
 use self::memory::Memory;
 use self::resolve::Resolver;
 use self::stage::Stage;
+use crate::admin::api::ConfigStatus;
 use crate::billing::Recorder;
 use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
 use crate::relay::route::RetryBudget;
+use crate::store::Store;
 use crate::telemetry::{AccessLog, Metrics, Traces};
 
 pub use self::handover::{Upgrade, detach};
@@ -71,6 +74,9 @@ pub use self::server::{ServeError, serve};
 pub struct Shared {
     clock: Clock,
     live: Arc<Live>,
+    /// How `live` came to be what it is.
+    config_status: Mutex<ConfigStatus>,
+    store: Store,
     keyring: Arc<Keyring>,
     recorder: Recorder,
     idempotency: Idempotency,

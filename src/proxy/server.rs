@@ -18,12 +18,13 @@ use pingora_proxy::HttpProxy;
 use tokio::runtime::{Handle, Runtime};
 
 use super::Shared;
+use super::admin_api::AdminListener;
 use super::certificates::Certificates;
 use super::doors::{Door, Guests, Sockets};
 use super::ending::{End, Signals};
 use super::handover::{Giver, Place, Predecessor, Upgrade};
 use super::listeners::Gate;
-use super::machines::{AdminListener, MetricsListener};
+use super::machines::MetricsListener;
 use super::notify::{Notifier, Watchdog};
 use super::phases::Relay;
 use super::work::Work;
@@ -173,7 +174,7 @@ fn run_pingora(
     clients.add(sockets.of("listen.https").map_err(process)?);
     let (guests, runtime) = (clients.guests(), clients.runtime());
     server.add_service(clients);
-    let mut admin = Door::new("admin", AdminListener(Arc::clone(shared)), 1, &shared.stage);
+    let mut admin = Door::new("admin", AdminListener::new(shared), 1, &shared.stage);
     admin.add(sockets.of("listen.admin").map_err(process)?);
     server.add_service(admin);
     let mut metrics = Door::new("metrics", MetricsListener(Arc::clone(shared)), 1, &shared.stage);

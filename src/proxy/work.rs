@@ -1,7 +1,7 @@
 //! What runs beside the requests and outlives them: billing, the watch over store and configuration, the access log.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -21,6 +21,7 @@ use super::resolve::Resolver;
 use super::server::ServeError;
 use super::stage::Stage;
 use super::{Shared, memory, settle};
+use crate::admin::api::ConfigStatus;
 use crate::billing;
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
@@ -74,6 +75,8 @@ impl Work {
         let shared = Arc::new(Shared {
             clock,
             live: Arc::clone(&live),
+            config_status: Mutex::new(ConfigStatus { loaded_at_ms: clock.unix_ms(), ..ConfigStatus::default() }),
+            store: store.clone(),
             keyring: Arc::clone(&keyring),
             recorder,
             idempotency,
@@ -91,7 +94,7 @@ impl Work {
             stage: Stage::default(),
         });
         let observe = observer(&metrics, &shared.access_log, traces);
-        let (reloading, reloaded) = (notifier.clone(), reloaded(Arc::clone(&metrics), notifier.clone()));
+        let (reloading, reloaded) = (notifier.clone(), reloaded(Arc::clone(&shared), notifier.clone()));
         let background = [
             runtime.spawn(async move { keyring.follow().await }),
             runtime.spawn(memory::watch(Arc::clone(&shared.memory), Arc::clone(&live))),
@@ -159,9 +162,10 @@ fn observer(metrics: &Arc<Metrics>, access_log: &AccessLog, traces: Traces) -> i
     }
 }
 
-fn reloaded(metrics: Arc<Metrics>, notifier: Notifier) -> impl Fn(&Result<Reloaded, Vec<Mistake>>) {
+fn reloaded(shared: Arc<Shared>, notifier: Notifier) -> impl Fn(&Result<Reloaded, Vec<Mistake>>) {
     move |outcome| {
-        told_of_reload(&metrics, outcome);
+        told_of_reload(&shared.metrics, outcome);
+        remember_reload(&shared, outcome);
         // Whichever configuration it is, it is in force.
         notifier.ready();
     }
@@ -180,6 +184,21 @@ fn told_of_reload(metrics: &Metrics, outcome: &Result<Reloaded, Vec<Mistake>>) {
             metrics.config_reloads.with_label_values(&["refused"]).inc();
             for mistake in mistakes {
                 tracing::error!(%mistake, "the new configuration is refused; the old one stays");
+            }
+        }
+    }
+}
+
+fn remember_reload(shared: &Shared, outcome: &Result<Reloaded, Vec<Mistake>>) {
+    let now_ms = shared.clock.unix_ms();
+    let mut status = shared.config_status.lock().unwrap_or_else(PoisonError::into_inner);
+    status.last_reload = Some((now_ms, outcome.is_ok()));
+    if let Ok(reloaded) = outcome {
+        status.loaded_at_ms = now_ms;
+        // Each reload is compared with the one before, and what one left waiting waits still.
+        for setting in &reloaded.needs_restart {
+            if !status.needs_restart.contains(setting) {
+                status.needs_restart.push(setting);
             }
         }
     }

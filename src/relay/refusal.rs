@@ -62,6 +62,10 @@ causes! {
     IpNotAllowed => 403, "permission_error", "ip_not_allowed";
     /// There is no such model.
     ModelNotFound => 404, "invalid_request_error", "model_not_found";
+    /// There is no such account; of the admin API.
+    AccountNotFound => 404, "invalid_request_error", "account_not_found";
+    /// There is no such key; of the admin API.
+    KeyNotFound => 404, "invalid_request_error", "key_not_found";
     /// There is nothing at this path.
     UnknownUrl => 404, "invalid_request_error", "unknown_url";
     /// The path is right, the method is not.
@@ -100,6 +104,8 @@ causes! {
     Overloaded => 503, "server_error", "overloaded";
     /// The relay is going down.
     ShuttingDown => 503, "server_error", "shutting_down";
+    /// The store cannot be read or written now; of the admin API.
+    StoreUnavailable => 503, "server_error", "store_unavailable";
     /// Nothing can be billed now, so nothing is sold.
     BillingUnavailable => 503, "server_error", "billing_unavailable";
 }

@@ -123,12 +123,12 @@ mod tests {
         let mut version = start.version;
         assert_eq!(store.changes_since(0).await.unwrap().keys.len(), 1, "the past can be asked for");
 
-        store.set_plan(&fixture.account_id, "pro").await.unwrap();
+        store.set_plan(&fixture.account_id, "pro", 2).await.unwrap();
         let plan = told(store, &mut version).await;
         assert_eq!((&*plan[0].plan, plan[0].active, plan[0].digest), ("pro", true, DIGEST));
-        store.set_account_active(&fixture.account_id, false).await.unwrap();
+        store.set_account_active(&fixture.account_id, false, 2).await.unwrap();
         assert!(!told(store, &mut version).await[0].active);
-        store.set_account_active(&fixture.account_id, true).await.unwrap();
+        store.set_account_active(&fixture.account_id, true, 2).await.unwrap();
         assert!(told(store, &mut version).await[0].active);
         store.revoke_key(&fixture.key_id, 2_000).await.unwrap();
         assert!(!told(store, &mut version).await[0].active);
@@ -155,7 +155,7 @@ mod tests {
             fixture.store.create_key(&new, &KeyDigest([byte; 32]), 1_000).await.unwrap();
         }
         let mut version = fixture.store.changes_since(i64::MAX).await.unwrap().version;
-        fixture.store.set_plan(&fixture.account_id, "pro").await.unwrap();
+        fixture.store.set_plan(&fixture.account_id, "pro", 2).await.unwrap();
         let mut digests: Vec<u8> = told(&fixture.store, &mut version).await.iter().map(|key| key.digest.0[0]).collect();
         digests.sort_unstable();
         assert_eq!(digests, [1, 7]);
@@ -174,7 +174,7 @@ mod tests {
     async fn a_refused_change_leaves_no_trace() {
         let fixture = Fixture::with_credit("5").await;
         let before = fixture.store.changes_since(i64::MAX).await.unwrap();
-        assert!(fixture.store.set_plan("acct_none", "pro").await.is_err());
+        assert!(fixture.store.set_plan("acct_none", "pro", 2).await.is_err());
         assert!(fixture.store.revoke_key("key_none", 1).await.is_err());
         assert!(fixture.store.credit("acct_none", NanoUsd(1), None, 1).await.is_err());
         assert_eq!(fixture.store.changes_since(i64::MAX).await.unwrap(), before);

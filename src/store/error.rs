@@ -55,6 +55,9 @@ pub enum StoreError {
     /// The caller's mistake: the balance would leave what can be held exactly.
     #[error("the balance would pass the largest amount that can be kept")]
     AmountTooLarge,
+    /// The caller's mistake: the same Idempotency-Key stands for another amount or note.
+    #[error("this Idempotency-Key was used with another amount or note")]
+    CreditKeyReused,
     /// A row holds what this program never writes.
     #[error("the store is damaged: {what} of {id:?} cannot be read")]
     Damaged {

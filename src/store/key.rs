@@ -1,13 +1,15 @@
 //! API keys: only their digests are here.
 
 use ipnet::IpNet;
+use serde_json::{Value, json};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::change::Counter;
+use super::trail::{Action, Deed};
 use super::{Store, StoreError, account};
 use crate::relay::auth::{KeyDigest, KeyRecord};
-use crate::relay::meter::NanoUsd;
+use crate::relay::meter::{NanoUsd, rfc3339};
 
 /// The terms on which a key is given; where `None`, the plan's hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,6 +71,17 @@ pub enum KeyStatus {
     Expired,
 }
 
+impl KeyStatus {
+    /// For tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            KeyStatus::Active => "active",
+            KeyStatus::Revoked => "revoked",
+            KeyStatus::Expired => "expired",
+        }
+    }
+}
+
 impl Key {
     /// Whether the key is good at that time.
     pub fn status_at(&self, unix_ms: i64) -> KeyStatus {
@@ -97,12 +110,22 @@ pub(super) const RECORDS_CHANGED_SINCE: &str =
     select_record!("WHERE k.version > $1 OR k.account_id IN (SELECT id FROM accounts WHERE version > $1)");
 
 macro_rules! select_key {
-    ($rest:literal) => {
+    ($($rest:literal),+) => {
         concat!(
             "SELECT id, account_id, name, requests_per_minute, tokens_per_minute, concurrent_requests, \
              budget_nano_usd, models, allow_ip, expires_at_ms, spent_nano_usd, revoked_at_ms, created_at_ms \
              FROM api_keys ",
-            $rest
+            $($rest),+
+        )
+    };
+}
+
+macro_rules! select_page {
+    ($where:literal) => {
+        select_key!(
+            "WHERE ",
+            $where,
+            " AND number > COALESCE((SELECT number FROM api_keys WHERE id = $2), -1) ORDER BY number LIMIT $3"
         )
     };
 }
@@ -127,8 +150,8 @@ impl Store {
         sqlx::query(
             "INSERT INTO api_keys (id, account_id, name, digest, requests_per_minute, tokens_per_minute, \
              concurrent_requests, budget_nano_usd, models, allow_ip, expires_at_ms, revoked_at_ms, spent_nano_usd, \
-             spent_seq, version, created_at_ms) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, 0, 0, $12, $13)",
+             spent_seq, version, created_at_ms, number) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, 0, 0, $12, $13, $12)",
         )
         .bind(&id)
         .bind(&new.account_id)
@@ -146,19 +169,47 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         let key = find(&mut transaction, &id).await?;
+        let deed = Deed { action: Action::KeyCreate, subject_id: &id, before: None, after: told(&key) };
+        self.note(&mut transaction, deed, now_ms).await?;
         transaction.commit().await?;
         Ok(key)
+    }
+
+    /// The key of that id, revoked and expired ones too.
+    pub async fn key(&self, id: &str) -> Result<Key, StoreError> {
+        find(&mut *self.pool.acquire().await?, id).await
     }
 
     /// The keys of an account, or all, oldest first.
     pub async fn keys(&self, account_id: Option<&str>) -> Result<Vec<Key>, StoreError> {
         let rows: Vec<KeyRow> = match account_id {
             Some(id) => {
-                let of_account = select_key!("WHERE account_id = $1 ORDER BY created_at_ms, id");
+                let of_account = select_key!("WHERE account_id = $1 ORDER BY number");
                 sqlx::query_as(of_account).bind(id).fetch_all(&self.pool).await?
             }
-            None => sqlx::query_as(select_key!("ORDER BY created_at_ms, id")).fetch_all(&self.pool).await?,
+            None => sqlx::query_as(select_key!("ORDER BY number")).fetch_all(&self.pool).await?,
         };
+        rows.into_iter().map(Key::try_from).collect()
+    }
+
+    /// At most `limit` keys of an account, or of all, oldest first, from the first or from those after the key of that id,
+    /// which is taken to be there.
+    pub async fn keys_after(
+        &self,
+        account_id: Option<&str>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<Key>, StoreError> {
+        let sql = match account_id {
+            Some(_) => select_page!("account_id = $1"),
+            None => select_page!("$1 = ''"),
+        };
+        let rows: Vec<KeyRow> = sqlx::query_as(sql)
+            .bind(account_id.unwrap_or_default())
+            .bind(after.unwrap_or_default())
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool)
+            .await?;
         rows.into_iter().map(Key::try_from).collect()
     }
 
@@ -166,13 +217,20 @@ impl Store {
     pub async fn revoke_key(&self, id: &str, now_ms: i64) -> Result<Key, StoreError> {
         let mut transaction = self.write().await?;
         let version = Counter::Version.advance(&mut transaction, 1).await?;
-        sqlx::query("UPDATE api_keys SET revoked_at_ms = $1, version = $2 WHERE id = $3 AND revoked_at_ms IS NULL")
+        let before = find(&mut transaction, id).await?;
+        if before.revoked_at_ms.is_some() {
+            return Ok(before);
+        }
+        sqlx::query("UPDATE api_keys SET revoked_at_ms = $1, version = $2 WHERE id = $3")
             .bind(now_ms)
             .bind(version)
             .bind(id)
             .execute(&mut *transaction)
             .await?;
         let key = find(&mut transaction, id).await?;
+        let [was, is] = [&before, &key].map(|key| json!({"status": key.status_at(now_ms).name()}));
+        let deed = Deed { action: Action::KeyRevoke, subject_id: id, before: Some(was), after: is };
+        self.note(&mut transaction, deed, now_ms).await?;
         transaction.commit().await?;
         Ok(key)
     }
@@ -181,6 +239,22 @@ impl Store {
 async fn find(connection: &mut SqliteConnection, id: &str) -> Result<Key, StoreError> {
     let row: Option<KeyRow> = sqlx::query_as(select_key!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
     row.ok_or_else(|| StoreError::UnknownKey(id.to_owned()))?.try_into()
+}
+
+/// A key as its audit entry tells of it.
+fn told(key: &Key) -> Value {
+    let terms = &key.terms;
+    json!({
+        "account_id": key.account_id,
+        "name": key.name,
+        "requests_per_minute": terms.requests_per_minute,
+        "tokens_per_minute": terms.tokens_per_minute,
+        "concurrent_requests": terms.concurrent_requests,
+        "budget_nano_usd": terms.budget,
+        "models": terms.models,
+        "allow_ip": terms.allow_ip.iter().map(IpNet::to_string).collect::<Vec<_>>(),
+        "expires_at": terms.expires_at_ms.map(rfc3339),
+    })
 }
 
 /// The terms as stored: lists are JSON texts, numbers signed.

@@ -1,4 +1,4 @@
-//! Accounts, keys, ledger and usage at rest, and what requests with an `Idempotency-Key` were answered.
+//! Accounts, keys, ledger and usage at rest, who changed what of them, and what requests with an `Idempotency-Key` were answered.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
 //! well (numbered placeholders, shared types, of upserts only `ON CONFLICT`), so that several nodes can share a store
@@ -22,9 +22,10 @@ mod key;
 mod ledger;
 mod open;
 mod spool;
+mod trail;
 mod usage;
 
-pub use account::{Account, Credit, CreditKind};
+pub use account::{Account, AccountChange, Credit, CreditKind, Credited};
 pub use audit::{Difference, DifferenceKind};
 pub use change::{Balance, Balances, Changes};
 pub use error::StoreError;
@@ -32,17 +33,19 @@ pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
-pub use usage::{By, UsageFilter, UsagePosition, UsageTotal};
+pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
+pub use usage::{By, GroupPage, UsageFilter, UsagePosition, UsageTotal, day_begins_ms};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
-/// A handle on the store; clones share its connections.
+/// A handle on the store, and in whose name it is changed by it; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Store {
     /// What only reads.
     pool: SqlitePool,
     /// What [`Store::write`]s.
     writer: SqlitePool,
+    actor: Actor,
 }
 
 type WriteTransaction = Transaction<'static, Sqlite>;
@@ -50,10 +53,11 @@ type ReadTransaction = Transaction<'static, Sqlite>;
 
 impl Store {
     /// Opens the store at `url` (`sqlite://relative`, `sqlite:///absolute`), creating file and folders where there are
-    /// none, for their owner only, and brings its tables to this version.
+    /// none, for their owner only, and brings its tables to this version. What is changed by this handle is changed in the
+    /// relay's own name, unless [`Store::in_the_name_of`] says otherwise.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let Connections { readers, writer } = open::open(url).await?;
-        Ok(Self { pool: readers, writer })
+        Ok(Self { pool: readers, writer, actor: Actor::Relay })
     }
 
     /// Whether the store answers.

@@ -219,6 +219,29 @@ mod tests {
         assert_eq!(store.credits("a").await.unwrap()[0].seq, 11, "no number is used twice");
     }
 
+    #[tokio::test]
+    async fn rows_of_the_first_version_have_their_places_before_those_to_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = of_version_1(
+            &folder,
+            "INSERT INTO accounts VALUES ('a', 'Ada', 'free', TRUE, 0, 0, 1, 9);
+             INSERT INTO accounts VALUES ('b', 'Bob', 'free', TRUE, 0, 0, 2, 5);
+             INSERT INTO api_keys VALUES ('l', 'a', 'x', '00', 0, 0, 0, 0, NULL, '[]', NULL, NULL, 0, 0, 3, 7);
+             INSERT INTO api_keys VALUES ('k', 'b', 'y', '01', 0, 0, 0, 0, NULL, '[]', NULL, NULL, 0, 0, 4, 7);",
+        )
+        .await;
+        let store = Store::open(&url).await.unwrap();
+        let made = store.create_account("Cyd", "free", 1).await.unwrap().id;
+        let ids: Vec<String> = store.accounts_after(None, 9).await.unwrap().into_iter().map(|one| one.id).collect();
+        assert_eq!(ids, ["b", "a", &made], "the oldest first, and whoever comes is last");
+        let after = store.accounts_after(Some("b"), 1).await.unwrap();
+        assert_eq!(after.iter().map(|one| &*one.id).collect::<Vec<_>>(), ["a"]);
+        let keys: Vec<String> = store.keys_after(None, None, 9).await.unwrap().into_iter().map(|one| one.id).collect();
+        assert_eq!(keys, ["k", "l"]);
+        let of_one = store.keys_after(Some("a"), Some("k"), 9).await.unwrap();
+        assert_eq!(of_one.iter().map(|one| &*one.id).collect::<Vec<_>>(), ["l"]);
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn many_may_open_a_new_store_at_once() {
         let folder = tempfile::tempdir().unwrap();

@@ -91,14 +91,14 @@ def free_ports(count):
 
 
 class Relay:
-    def __init__(self, binary, folder, upstream):
+    def __init__(self, binary, folder, upstream, more="", environment=None):
         self.binary, self.folder = binary, folder
         self.http, self.admin, metrics = free_ports(3)
         text = CONFIGURATION.format(http=self.http, admin=self.admin, metrics=metrics, folder=folder, upstream=upstream)
         models = [MODEL.format(id=model, provider="scripted", rules="") for model in MODELS]
         models += [MODEL.format(id=model, provider=name, rules=rules) for model, (name, rules) in TRANSLATED.items()]
-        (folder / "tollgate.toml").write_text(text + "".join(models))
-        self.environment = {"PATH": os.environ["PATH"], "PROVIDER_KEY": CREDENTIAL}
+        (folder / "tollgate.toml").write_text(text + "".join(models) + more)
+        self.environment = {"PATH": os.environ["PATH"], "PROVIDER_KEY": CREDENTIAL, **(environment or {})}
         self.process = None
 
     def command(self, *arguments):

@@ -3,11 +3,13 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
+use utoipa::ToSchema;
 
 use super::{Usage, UsageRecord};
 
 /// A request in JSON. Names and units are what receivers build on: they do not change.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Request)]
 pub struct UsageDocument<'a> {
     request_id: String,
     account_id: &'a str,
@@ -20,13 +22,16 @@ pub struct UsageDocument<'a> {
     cost_nano_usd: i64,
     estimated: bool,
     interrupted: bool,
+    #[schema(format = DateTime)]
     started_at: String,
+    #[schema(required)]
     first_token_ms: Option<i64>,
     total_ms: i64,
 }
 
 /// Tokens by class, one key a class.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Tokens)]
 pub struct TokensDocument {
     input_tokens: u64,
     cache_read_tokens: u64,

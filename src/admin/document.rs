@@ -1,0 +1,225 @@
+//! Accounts, keys and the rest as JSON: the same from the admin API and from the command line's `--json`.
+//!
+//! Names and units are what programs build on: they do not change. A request's own object is `relay::meter`'s.
+
+use ipnet::IpNet;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::relay::meter::{TokensDocument, rfc3339};
+use crate::store::{Account, AuditEntry, By, Credit, Key, UsageTotal};
+
+/// A customer.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Account)]
+pub struct AccountDocument {
+    /// `acct_…`.
+    id: String,
+    /// For people; need not be unique.
+    name: String,
+    /// The plan, by name.
+    plan: String,
+    /// `active` or `suspended`.
+    #[schema(value_type = String)]
+    status: &'static str,
+    /// What is left of the credit.
+    balance_nano_usd: i64,
+    #[schema(format = DateTime)]
+    created_at: String,
+}
+
+impl From<&Account> for AccountDocument {
+    fn from(account: &Account) -> Self {
+        Self {
+            id: account.id.clone(),
+            name: account.name.clone(),
+            plan: account.plan.clone(),
+            status: account.status(),
+            balance_nano_usd: account.balance.0,
+            created_at: rfc3339(account.created_at_ms),
+        }
+    }
+}
+
+/// A movement of an account's money that no request caused.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Credit)]
+pub struct CreditDocument {
+    /// Its place in the ledger.
+    seq: i64,
+    account_id: String,
+    /// `grant`, or `correction` where the amount is negative.
+    #[schema(value_type = String)]
+    kind: &'static str,
+    amount_nano_usd: i64,
+    /// What the operator wrote beside it.
+    #[schema(required)]
+    note: Option<String>,
+    #[schema(format = DateTime)]
+    created_at: String,
+}
+
+impl CreditDocument {
+    /// A credit of that account.
+    pub fn new(account_id: &str, credit: Credit) -> Self {
+        Self {
+            seq: credit.seq,
+            account_id: account_id.to_owned(),
+            kind: credit.kind.name(),
+            amount_nano_usd: credit.amount.0,
+            note: credit.note,
+            created_at: rfc3339(credit.created_at_ms),
+        }
+    }
+}
+
+/// An API key, without the key itself. A limit that is null is the plan's.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Key)]
+pub struct KeyDocument {
+    /// `key_…`; not the key.
+    id: String,
+    account_id: String,
+    /// For people; need not be unique.
+    name: String,
+    /// `active`, `revoked` or `expired`.
+    #[schema(value_type = String)]
+    status: &'static str,
+    /// Requests in any 60 seconds.
+    #[schema(required)]
+    requests_per_minute: Option<u32>,
+    /// Tokens in any 60 seconds.
+    #[schema(required)]
+    tokens_per_minute: Option<u64>,
+    /// Requests at once.
+    #[schema(required)]
+    concurrent_requests: Option<u32>,
+    /// What it may spend in all; null is without bound.
+    #[schema(required)]
+    budget_nano_usd: Option<i64>,
+    /// The only models that it may use; null is all of the plan's.
+    #[schema(required)]
+    models: Option<Vec<String>>,
+    /// The only networks that it may be used from, in CIDR notation; any where empty.
+    allow_ip: Vec<String>,
+    #[schema(format = DateTime, required)]
+    expires_at: Option<String>,
+    /// What it has spent in all.
+    spent_nano_usd: i64,
+    #[schema(format = DateTime)]
+    created_at: String,
+    #[schema(format = DateTime, required)]
+    revoked_at: Option<String>,
+}
+
+impl KeyDocument {
+    /// A key as it stands at that time.
+    pub fn new(key: &Key, now_ms: i64) -> Self {
+        let terms = &key.terms;
+        Self {
+            id: key.id.clone(),
+            account_id: key.account_id.clone(),
+            name: key.name.clone(),
+            status: key.status_at(now_ms).name(),
+            requests_per_minute: terms.requests_per_minute,
+            tokens_per_minute: terms.tokens_per_minute,
+            concurrent_requests: terms.concurrent_requests,
+            budget_nano_usd: terms.budget.map(|budget| budget.0),
+            models: terms.models.clone(),
+            allow_ip: terms.allow_ip.iter().map(IpNet::to_string).collect(),
+            expires_at: terms.expires_at_ms.map(rfc3339),
+            spent_nano_usd: key.spent.0,
+            created_at: rfc3339(key.created_at_ms),
+            revoked_at: key.revoked_at_ms.map(rfc3339),
+        }
+    }
+}
+
+/// A key that was just made: the only time that `key` is shown.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CreatedKey)]
+pub struct CreatedKeyDocument {
+    /// `tg_live_…`: what clients send. Keep it: only its digest is stored.
+    pub key: String,
+    /// The rest.
+    #[serde(flatten)]
+    pub about: KeyDocument,
+}
+
+/// Sums over the requests of one account, model, key or day; which one, one of the first four says.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UsageTotal)]
+pub struct UsageTotalDocument {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_id: Option<String>,
+    /// UTC, `YYYY-MM-DD`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    day: Option<String>,
+    requests: u64,
+    #[serde(flatten)]
+    tokens: TokensDocument,
+    cost_nano_usd: i64,
+}
+
+impl UsageTotalDocument {
+    /// A sum by that.
+    pub fn new(by: By, total: &UsageTotal) -> Self {
+        let group = |of: By| (by == of).then(|| total.group.clone());
+        Self {
+            account_id: group(By::Account),
+            model: group(By::Model),
+            key_id: group(By::Key),
+            day: group(By::Day),
+            requests: total.requests,
+            tokens: TokensDocument::from(&total.usage),
+            cost_nano_usd: total.cost.0,
+        }
+    }
+}
+
+/// Who changed what.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditEntry)]
+pub struct AuditDocument {
+    /// A UUIDv7.
+    id: String,
+    #[schema(format = DateTime)]
+    at: String,
+    /// `cli`, `admin-token` or `relay`.
+    actor_kind: String,
+    /// For `cli`, the Unix user's name.
+    #[schema(required)]
+    actor_name: Option<String>,
+    /// `account.create`, `account.update`, `account.credit`, `key.create` or `key.revoke`.
+    action: String,
+    /// `account` or `key`.
+    subject_kind: String,
+    subject_id: String,
+    /// What changed, as it was; null where there was nothing.
+    #[schema(value_type = Option<Object>, required)]
+    before: Option<Value>,
+    /// What changed, as it was afterwards.
+    #[schema(value_type = Option<Object>, required)]
+    after: Option<Value>,
+}
+
+impl From<AuditEntry> for AuditDocument {
+    fn from(entry: AuditEntry) -> Self {
+        Self {
+            id: entry.id,
+            at: rfc3339(entry.at_ms),
+            actor_kind: entry.actor_kind,
+            actor_name: entry.actor_name,
+            action: entry.action,
+            subject_kind: entry.subject_kind,
+            subject_id: entry.subject_id,
+            before: entry.before,
+            after: entry.after,
+        }
+    }
+}
