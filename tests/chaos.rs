@@ -191,7 +191,7 @@ fn while_one_provider_fails_as_a_whole_every_request_succeeds() {
             relay.metric("tollgate_upstream_attempts_total", &[("provider", "bad"), ("outcome", "unconnected")])
         };
         assert!(failed >= 5.0, "{failure:?}: the storm was a breeze: {failed}");
-        assert!(failed < 2.0 * CLIENTS as f64, "{failure:?}: nobody stopped asking it: {failed}");
+        assert!(failed < 5.0 + CLIENTS as f64, "{failure:?}: nobody stopped asking it: {failed}");
         println!("{failure:?}: {} requests, {failed} of them at the one that failed", answers.len());
         assert_settled(&relay, &answers);
     }
