@@ -1,9 +1,6 @@
 //! The sink that posts: batches of CloudEvents over HTTP, signed in the manner of Standard Webhooks.
 //!
-//! The client is `ureq`, which blocks, on a thread for that: one request at a time is all that a sink needs, and HTTP, TLS and time
-//! limits come with it in a small tree. It trusts whom the relay trusts as a provider, the certificates of the system.
-//!
-//! Deliberately absent: following redirects, proxies, and a receiver's words in the log, which may repeat what they were sent.
+//! Deliberately absent: a receiver's words in the log, which may repeat what they were sent.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,26 +8,20 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
-use rustls::crypto::ring::default_provider;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use ureq::Agent;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::pace::UnixMs;
 use super::{Sink, SinkError};
+use crate::outbound::{self, Times};
 use crate::relay::meter::UsageRecord;
 use crate::relay::route::Secret;
 use crate::relay::webhook::{BATCH_CONTENT_TYPE, SigningKey, encode_batch};
 
 /// How much of an answer's body is read, so that the connection can be used again. None of it is looked at.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
-
-/// How large an answer's head may be.
-const ANSWER_HEAD_BYTES_MAX: usize = 16 * 1024;
-
-const USER_AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// Where to, and as whom.
 #[derive(Debug, Clone)]
@@ -44,16 +35,14 @@ pub(super) struct Post {
 /// What one request may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// For the name, the connection and TLS.
-    pub(super) connect: Duration,
-    /// For all of it.
-    pub(super) answer: Duration,
+    pub(super) times: Times,
     pub(super) body_bytes_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(5), answer: Duration::from_secs(30), body_bytes_max: 1024 * 1024 }
+        let times = Times { connect: Duration::from_secs(5), answer: Duration::from_secs(30) };
+        Self { times, body_bytes_max: 1024 * 1024 }
     }
 }
 
@@ -75,28 +64,12 @@ impl fmt::Debug for Webhook {
 impl Webhook {
     /// Makes ready; nobody is asked yet. The error is for the operator.
     pub(super) fn open(name: Box<str>, post: Post, limits: Limits, unix_ms: UnixMs) -> Result<Self, String> {
-        let roots = if post.url.starts_with("https://") { system_roots()? } else { Vec::new() };
-        Ok(Self::trusting(roots, name, post, limits, unix_ms))
+        let agent = outbound::agent(&post.url, limits.times)?;
+        Ok(Self::with(agent, name, post, limits, unix_ms))
     }
 
-    fn trusting(roots: Vec<Certificate<'static>>, name: Box<str>, post: Post, limits: Limits, unix_ms: UnixMs) -> Self {
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .unversioned_rustls_crypto_provider(Arc::new(default_provider()))
-            .build();
-        let config = Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .user_agent(USER_AGENT)
-            .max_response_header_size(ANSWER_HEAD_BYTES_MAX)
-            .timeout_resolve(Some(limits.connect))
-            .timeout_connect(Some(limits.connect))
-            .timeout_global(Some(limits.answer))
-            .build();
-        let (agent, post) = (config.new_agent(), Arc::new(post));
-        Self { name, agent, post, body_bytes_max: limits.body_bytes_max, unix_ms }
+    fn with(agent: Agent, name: Box<str>, post: Post, limits: Limits, unix_ms: UnixMs) -> Self {
+        Self { name, agent, post: Arc::new(post), body_bytes_max: limits.body_bytes_max, unix_ms }
     }
 }
 
@@ -166,16 +139,6 @@ fn message_id(records: &[UsageRecord]) -> String {
     let mut digest = Sha256::new();
     records.iter().for_each(|record| digest.update(record.request_id.as_bytes()));
     digest.finalize().iter().take(16).fold("msg_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
-}
-
-/// The certificates that the system trusts, as the proxy reads them for providers.
-fn system_roots() -> Result<Vec<Certificate<'static>>, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let found = found.map_err(|error| format!("the system's certificates cannot be read: {error}"))?;
-    if found.is_empty() {
-        return Err("the system has no certificates; install ca-certificates, or set SSL_CERT_FILE".to_owned());
-    }
-    Ok(found.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect())
 }
 
 #[cfg(test)]

@@ -1,29 +1,22 @@
-//! How spans travel: posted as protobuf, with `ureq`, which blocks the thread that sends them and nobody else.
+//! How spans travel: posted as protobuf, by a client that blocks the thread that sends them and nobody else.
 //!
-//! Deliberately absent: redirects, proxies, compression, and the receiver's words in the log, which may repeat what they
+//! Deliberately absent: compression, and the receiver's words in the log, which may repeat what they
 //! were sent.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use prost::Message;
-use rustls::crypto::ring::default_provider;
 use ureq::Agent;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::TracesPlace;
 use super::wire::Exported;
+use crate::outbound::{self, Times};
 use crate::relay::route::Secret;
 
-/// For the name, the connection and TLS.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
-/// For all of it.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+const TIMES: Times = Times { connect: Duration::from_secs(3), answer: Duration::from_secs(10) };
 /// How much of an answer is read.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
-
-const USER_AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// Posts to one endpoint.
 pub(super) struct Post {
@@ -46,22 +39,8 @@ pub(super) enum Delivery {
 impl Post {
     /// Makes ready; nobody is asked yet. The error is for the operator.
     pub(super) fn open(place: &TracesPlace) -> Result<Self, String> {
-        let roots = if place.endpoint.starts_with("https://") { system_roots()? } else { Vec::new() };
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .unversioned_rustls_crypto_provider(Arc::new(default_provider()))
-            .build();
-        let config = Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .user_agent(USER_AGENT)
-            .timeout_resolve(Some(CONNECT_MAX))
-            .timeout_connect(Some(CONNECT_MAX))
-            .timeout_global(Some(ANSWER_MAX))
-            .build();
-        Ok(Self { agent: config.new_agent(), endpoint: place.endpoint.clone(), headers: place.headers.clone() })
+        let agent = outbound::agent(&place.endpoint, TIMES)?;
+        Ok(Self { agent, endpoint: place.endpoint.clone(), headers: place.headers.clone() })
     }
 
     /// Posts a batch, and waits for what comes of it.
@@ -91,16 +70,6 @@ fn judge(status: u16, said: &[u8]) -> Delivery {
         429 | 502 | 503 | 504 => Delivery::Later(why()),
         _ => Delivery::Refused(why()),
     }
-}
-
-/// The certificates that the system trusts, as the proxy reads them for providers.
-fn system_roots() -> Result<Vec<Certificate<'static>>, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let found = found.map_err(|error| format!("the system's certificates cannot be read: {error}"))?;
-    if found.is_empty() {
-        return Err("the system has no certificates; install ca-certificates, or set SSL_CERT_FILE".to_owned());
-    }
-    Ok(found.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect())
 }
 
 #[cfg(test)]

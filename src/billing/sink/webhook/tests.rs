@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustls::crypto::ring::default_provider;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use ureq::tls::Certificate;
 use uuid::Uuid;
 
 use super::super::testing::{BEGIN_MS, ids, records, times};
@@ -148,7 +150,7 @@ async fn a_batch_is_posted_and_signed() {
     assert_eq!(request.path, "/in?a=b");
     assert_eq!(request.headers["content-type"], "application/cloudevents-batch+json");
     assert_eq!(request.headers["authorization"], "Bearer om_token");
-    assert_eq!(request.headers["user-agent"], USER_AGENT);
+    assert_eq!(request.headers["user-agent"], concat!("tollgate/", env!("CARGO_PKG_VERSION")));
     assert_eq!(request.ids(), ids(&records(0..3)));
     let events: Vec<Value> = serde_json::from_slice(&request.body).unwrap();
     assert!(events.iter().all(|event| event["source"] == "tollgate-eu"));
@@ -246,7 +248,8 @@ async fn a_lost_acknowledgement_brings_the_same_ids_again() {
 #[tokio::test]
 async fn a_receiver_that_says_nothing_is_left() {
     let receiver = Receiver::start(vec![Act::Wait]).await;
-    let limits = Limits { answer: Duration::from_millis(200), ..Limits::default() };
+    let usual = Limits::default();
+    let limits = Limits { times: Times { answer: Duration::from_millis(200), ..usual.times }, ..usual };
     let outcome = webhook(&format!("http://{}/", receiver.address), limits).deliver(&records(0..1)).await;
     assert!(matches!(&outcome, Err(SinkError::Later { why, .. }) if why.contains("timeout")), "{outcome:?}");
     assert_eq!(receiver.seen().len(), 1);
@@ -308,7 +311,8 @@ async fn only_certificates_that_are_trusted_get_anything() {
     assert!(matches!(&outcome, Err(SinkError::Later { why, .. }) if why.contains("certificate")), "{outcome:?}");
 
     let root = Certificate::from_der(certified.cert.der()).to_owned();
-    let mut trusting =
-        Webhook::trusting(vec![root], "webhook".into(), post(&url), Limits::default(), times().0.unix_ms);
+    let limits = Limits::default();
+    let agent = outbound::agent_trusting(vec![root], limits.times);
+    let mut trusting = Webhook::with(agent, "webhook".into(), post(&url), limits, times().0.unix_ms);
     assert_eq!(trusting.deliver(&records(0..1)).await, Ok(()));
 }
