@@ -11,7 +11,8 @@ mod providers;
 pub mod value;
 
 pub use document::{
-    AccountDocument, AuditDocument, CreatedKeyDocument, CreditDocument, KeyDocument, UsageTotalDocument,
+    AccountDocument, AuditDocument, CreatedKeyDocument, CreditDocument, KeyDocument, RequestDocument,
+    UsageTotalDocument,
 };
 pub use health::{Behind, Readiness};
 pub use operation::{KeyError, UnknownPlan, create_key, require_plan};

@@ -21,7 +21,9 @@ mod idempotency;
 mod key;
 mod ledger;
 mod open;
+mod rollup;
 mod spool;
+mod totals;
 mod trail;
 mod usage;
 
@@ -33,8 +35,9 @@ pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
+pub use totals::{By, DayTotal, GroupPage, UsageTotal, day_begins_ms, day_name, day_number, day_number_of};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
-pub use usage::{By, GroupPage, UsageFilter, UsagePosition, UsageTotal, day_begins_ms};
+pub use usage::{UsageFilter, UsagePosition};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
