@@ -4,6 +4,7 @@
 //! Absent: the listener, which is `proxy`'s.
 
 pub mod api;
+pub mod dashboard;
 mod document;
 mod health;
 mod operation;
