@@ -13,6 +13,7 @@ mod quickstart;
 mod serve;
 mod store;
 mod usage;
+mod user;
 mod value;
 
 use std::path::PathBuf;
@@ -55,6 +56,8 @@ enum Command {
     Account(account::Account),
     /// API keys
     Key(key::Key),
+    /// People who sign in to the dashboard
+    User(user::User),
     /// What was used and what it cost
     Usage(usage::Usage),
     /// Re-derive every balance from the ledger and compare
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(&common),
         Command::Account(command) => command.run(&common),
         Command::Key(command) => command.run(&common),
+        Command::User(command) => command.run(&common),
         Command::Usage(command) => command.run(&common),
         Command::Audit(command) => command.run(&common),
         Command::AuditLog(command) => command.run(&common),

@@ -9,8 +9,8 @@ use super::model::{self, ModelRow};
 use super::plan::{self, PlanRow};
 use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
-use super::snapshot::{BillingConfig, Limits, Listen, StoreConfig, TracesConfig};
-use super::{listen, settings, telemetry};
+use super::snapshot::{BillingConfig, DashboardConfig, Limits, Listen, StoreConfig, TracesConfig};
+use super::{dashboard, listen, settings, telemetry};
 use crate::relay::route::Secret;
 
 /// How deep files may include files.
@@ -32,6 +32,7 @@ pub(super) struct Draft {
     pub(super) billing: Single<BillingConfig>,
     pub(super) limits: Single<Limits>,
     pub(super) admin: Single<Secret>,
+    pub(super) dashboard: Single<DashboardConfig>,
     pub(super) telemetry: Single<Option<TracesConfig>>,
     pub(super) plans: Vec<Row<PlanRow>>,
     pub(super) providers: Vec<Row<ProviderRow>>,
@@ -100,6 +101,7 @@ impl Draft {
         self.billing.read(root.optional("billing"), settings::billing);
         self.limits.read(root.optional("limits"), settings::limits);
         self.admin.read(root.optional("admin"), settings::admin);
+        self.dashboard.read(root.optional("dashboard"), dashboard::read);
         self.telemetry.read(root.optional("telemetry"), telemetry::read);
         if let Some(shared) = root.optional("shared") {
             settings::shared(&shared);

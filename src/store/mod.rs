@@ -1,4 +1,4 @@
-//! Accounts, keys, ledger and usage at rest, who changed what of them, and what requests with an `Idempotency-Key` were answered.
+//! Accounts, keys, ledger and usage at rest, the people who sign in, who changed what of them, and what requests with an `Idempotency-Key` were answered.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
 //! well (numbered placeholders, shared types, of upserts only `ON CONFLICT`), so that several nodes can share a store
@@ -21,6 +21,7 @@ mod idempotency;
 mod key;
 mod ledger;
 mod open;
+mod people;
 mod rollup;
 mod spool;
 mod totals;
@@ -35,6 +36,7 @@ pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
+pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
 pub use totals::{By, DayTotal, GroupPage, UsageTotal, day_begins_ms, day_name, day_number, day_number_of};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
 pub use usage::{UsageFilter, UsagePosition};

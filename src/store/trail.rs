@@ -20,6 +20,8 @@ pub enum Actor {
     Cli(Arc<str>),
     /// Whoever knows the admin API's token.
     AdminToken,
+    /// Somebody who is signed in: their e-mail address.
+    User(Arc<str>),
 }
 
 impl Actor {
@@ -29,13 +31,14 @@ impl Actor {
             Actor::Relay => "relay",
             Actor::Cli(_) => "cli",
             Actor::AdminToken => "admin-token",
+            Actor::User(_) => "user",
         }
     }
 
     /// Which one of its kind, where there are several.
     pub fn name(&self) -> Option<&str> {
         match self {
-            Actor::Cli(user) => Some(user),
+            Actor::Cli(name) | Actor::User(name) => Some(name),
             Actor::Relay | Actor::AdminToken => None,
         }
     }
@@ -52,9 +55,10 @@ pub struct AuditEntry {
     pub actor_kind: String,
     /// [`Actor::name`].
     pub actor_name: Option<String>,
-    /// `account.create`, `account.update`, `account.credit`, `key.create` or `key.revoke`.
+    /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `user.create`, `user.update`,
+    /// `user.password` or `user.link`.
     pub action: String,
-    /// `account` or `key`.
+    /// `account`, `key` or `user`.
     pub subject_kind: String,
     /// Its id.
     pub subject_id: String,
@@ -103,6 +107,10 @@ pub(super) enum Action {
     AccountCredit,
     KeyCreate,
     KeyRevoke,
+    UserCreate,
+    UserUpdate,
+    UserPassword,
+    UserLink,
 }
 
 impl Action {
@@ -113,6 +121,10 @@ impl Action {
             Action::AccountCredit => "account.credit",
             Action::KeyCreate => "key.create",
             Action::KeyRevoke => "key.revoke",
+            Action::UserCreate => "user.create",
+            Action::UserUpdate => "user.update",
+            Action::UserPassword => "user.password",
+            Action::UserLink => "user.link",
         }
     }
 
@@ -120,6 +132,7 @@ impl Action {
         match self {
             Action::AccountCreate | Action::AccountUpdate | Action::AccountCredit => "account",
             Action::KeyCreate | Action::KeyRevoke => "key",
+            Action::UserCreate | Action::UserUpdate | Action::UserPassword | Action::UserLink => "user",
         }
     }
 }

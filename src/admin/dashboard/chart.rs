@@ -1,7 +1,7 @@
 //! Bars by day, stacked by model or by what else there is: a drawing, its legend, and the same numbers as a table, as HTML.
 //!
 //! The drawing is SVG without colours or sizes of its own: classes (`chart-0` and up, `chart-grid`, `chart-text`) are coloured by
-//! `assets/chart.css` for light and for dark, and it is as wide as its place. It needs no script, and no style that a content security
+//! `assets/style.css` for light and for dark, and it is as wide as its place. It needs no script, and no style that a content security
 //! policy would refuse. Plotters draws it, which knows colours only, so each class is drawn in a colour that stands for it.
 
 use std::fmt::Write;
