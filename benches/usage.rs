@@ -66,7 +66,7 @@ fn main() -> Result<(), Failure> {
 /// Fills the store. Series and their requests first, then the sums, as the store's own migration makes them.
 fn make_up(path: &Path, requests: i64) -> Result<(), Failure> {
     const INDEXES: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL
-        AND tbl_name IN ('usage_records', 'usage_days')";
+        AND tbl_name IN ('usage_records', 'usage_accounts')";
     /// Six series an account: two keys, three models each. The last series alone has a model of its own.
     const SERIES: &str = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 11999)
         INSERT INTO usage_series (id, account_id, key_id, model, provider)
@@ -99,9 +99,10 @@ fn make_up(path: &Path, requests: i64) -> Result<(), Failure> {
     connection.execute(RECORDS, params![requests, BEGIN_MS, DAYS * DAY_MS])?;
     for (table, by) in [
         ("usage_days", "series, started_at_ms / 86400000"),
+        ("usage_accounts", "account_id, started_at_ms / 86400000"),
         ("usage_totals", "started_at_ms / 86400000, model, provider"),
     ] {
-        let order = if table == "usage_days" { "ORDER BY 2, 1" } else { "" };
+        let order = if table == "usage_totals" { "" } else { "ORDER BY 2, 1" };
         connection.execute_batch(&format!("INSERT INTO {table} SELECT {by}, {SUMS} GROUP BY {by} {order}"))?;
     }
     for (_, create) in &indexes {

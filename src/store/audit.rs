@@ -148,9 +148,9 @@ impl Store {
     }
 }
 
-/// Each day's sums of a series against its requests, and each day's sums of a model at a provider against those of its series. What
-/// stands on one side only differs too.
-fn sums_checks() -> [AssertSqlSafe<String>; 2] {
+/// Each day's sums of a series against its requests; and those of an account, and of a model at a provider, against those of their
+/// series. What stands on one side only differs too.
+fn sums_checks() -> [AssertSqlSafe<String>; 3] {
     let both = |id: &str, by: &str, kept: &str, derived: &str| {
         let differs = SUMMED.map(|sum| format!("SUM(side * {sum}) <> 0")).join(" OR ");
         AssertSqlSafe(format!(
@@ -169,6 +169,12 @@ fn sums_checks() -> [AssertSqlSafe<String>; 2] {
             "day, series",
             &format!("day, series, {sums} FROM usage_days"),
             &format!("started_at_ms / 86400000 AS day, series, {of_rows} FROM usage_records"),
+        ),
+        both(
+            "'day ' || CAST(day AS TEXT) || ' ' || account_id",
+            "day, account_id",
+            &format!("day, account_id, {sums} FROM usage_accounts"),
+            &format!("d.day, s.account_id, {of_series} FROM usage_days d JOIN usage_series s ON s.id = d.series"),
         ),
         both(
             "'day ' || CAST(day AS TEXT) || ' ' || model || ' at ' || provider",
@@ -275,6 +281,7 @@ mod tests {
             ("UPDATE usage_days SET requests = requests + 1", vec![(Some(120), Some(120))]),
             ("UPDATE usage_totals SET output_tokens = 0", vec![(Some(120), Some(120))]),
             ("DELETE FROM usage_totals", vec![(None, Some(120))]),
+            ("UPDATE usage_accounts SET errors = 1", vec![(Some(120), Some(120))]),
             ("UPDATE usage_totals SET day = 7", vec![(None, Some(120)), (Some(120), None)]),
             (
                 "INSERT INTO usage_days SELECT series, 9, 1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0 FROM usage_days",
@@ -287,7 +294,7 @@ mod tests {
                 found.into_iter().map(|(stored, derived)| (DifferenceKind::UsageDay, stored, derived)).collect();
             let all = found_after(sql).await;
             assert_eq!(all[..of_series.len()], of_series, "{sql}");
-            assert_eq!(all.len(), of_series.len() * (1 + usize::from(both)), "{sql}: {all:?}");
+            assert_eq!(all.len(), of_series.len() * if both { 3 } else { 1 }, "{sql}: {all:?}");
         }
     }
 

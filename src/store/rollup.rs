@@ -45,6 +45,7 @@ const FIRST_ERROR_STATUS: u16 = 400;
 type Kind<'a> = (&'a str, &'a str, &'a str, &'a str);
 
 static ADD_TO_DAYS: LazyLock<Insert> = LazyLock::new(|| upsert("usage_days", &["series", "day"]));
+static ADD_TO_ACCOUNTS: LazyLock<Insert> = LazyLock::new(|| upsert("usage_accounts", &["account_id", "day"]));
 static ADD_TO_TOTALS: LazyLock<Insert> = LazyLock::new(|| upsert("usage_totals", &["day", "model", "provider"]));
 
 fn upsert(table: &str, key: &[&str]) -> Insert {
@@ -108,18 +109,28 @@ pub(super) async fn add<'a>(
     records: impl Iterator<Item = (&'a UsageRecord, i64)>,
 ) -> Result<(), StoreError> {
     let mut days: BTreeMap<(i64, i64), Sums> = BTreeMap::new();
+    let mut accounts: BTreeMap<(i64, &str), Sums> = BTreeMap::new();
     let mut totals: BTreeMap<(i64, &str, &str), Sums> = BTreeMap::new();
     for (record, series) in records {
         let day = record.started_at_ms / DAY_MS;
         let one = of_one(record);
         add_up(days.entry((day, series)).or_default(), &one);
+        add_up(accounts.entry((day, &record.account_id)).or_default(), &one);
         add_up(totals.entry((day, &record.model, &record.provider)).or_default(), &one);
     }
     let days: Vec<_> = days.into_iter().collect();
+    let accounts: Vec<_> = accounts.into_iter().collect();
     let totals: Vec<_> = totals.into_iter().collect();
     ADD_TO_DAYS
         .run(connection, &days, |to, ((day, series), sums)| {
             to.add(series)?;
+            to.add(day)?;
+            bind(to, sums)
+        })
+        .await?;
+    ADD_TO_ACCOUNTS
+        .run(connection, &accounts, |to, ((day, account_id), sums)| {
+            to.add(*account_id)?;
             to.add(day)?;
             bind(to, sums)
         })

@@ -211,32 +211,31 @@ impl Asked<'_> {
         (parts > 0).then_some(query)
     }
 
-    /// Whole days, from the kept sums: those of everybody where that is enough. The order of a join is the one that is written: from
-    /// whom is asked about to his days, or from the days to whose they are.
+    /// Whole days, from the kept sums: those that tell enough of what is asked for, and no more.
     fn push_days(&self, query: &mut QueryBuilder<Sqlite>, (from, until): (Option<i64>, Option<i64>)) {
         let UsageFilter { account_id, key_id, model, .. } = self.filter;
-        let of_everybody = account_id.is_none() && key_id.is_none();
-        let group = match self.by {
-            By::Account => "s.account_id",
-            By::Key => "s.key_id",
-            By::Model if of_everybody => "d.model",
-            By::Model => "s.model",
-            By::Day => "d.day",
+        let has_key = key_id.is_some() || self.by == By::Key;
+        let has_model = model.is_some() || self.by == By::Model;
+        let has_account = account_id.is_some() || self.by == By::Account;
+        // The order of a join is the one that is written: from who is asked about, or in the order of their ids, to their days.
+        let (names, tables) = match (has_key, has_account, has_model) {
+            (false, false, _) => ("d.", " FROM usage_totals d WHERE 1 = 1"),
+            (false, true, false) => ("d.", " FROM usage_accounts d WHERE 1 = 1"),
+            _ => ("s.", " FROM usage_series s CROSS JOIN usage_days d WHERE d.series = s.id"),
         };
-        query.push("SELECT ").push(group).push(" AS usage_group, d.day AS usage_day");
+        query.push("SELECT ");
+        match self.by {
+            By::Account => query.push(names).push("account_id"),
+            By::Key => query.push(names).push("key_id"),
+            By::Model => query.push(names).push("model"),
+            By::Day => query.push("d.day"),
+        };
+        query.push(" AS usage_group, d.day AS usage_day");
         for sum in SUMMED {
             query.push(", d.").push(sum);
         }
-        if of_everybody && matches!(self.by, By::Model | By::Day) {
-            query.push(" FROM usage_totals d WHERE 1 = 1");
-            self.filter.push_names(query, "d.");
-        } else {
-            query.push(match of_everybody && model.is_none() {
-                true => " FROM usage_days d CROSS JOIN usage_series s WHERE s.id = d.series",
-                false => " FROM usage_series s CROSS JOIN usage_days d WHERE d.series = s.id",
-            });
-            self.filter.push_names(query, "s.");
-        }
+        query.push(tables);
+        self.filter.push_names(query, names);
         if let Some(from) = from {
             query.push(" AND d.day >= ").push_bind(from);
         }

@@ -46,7 +46,6 @@ CREATE TABLE usage_days (
     uncosted BIGINT NOT NULL,
     PRIMARY KEY (series, day)
 );
-CREATE INDEX usage_days_by_day ON usage_days (day);
 INSERT INTO usage_days (series, day, requests, errors, input_tokens, cache_read_tokens, cache_write_5m_tokens,
         cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, uncosted)
     SELECT series, started_at_ms / 86400000 AS day, COUNT(*), SUM(CASE WHEN status >= 400 THEN 1 ELSE 0 END),
@@ -80,3 +79,28 @@ INSERT INTO usage_totals (day, model, provider, requests, errors, input_tokens, 
         SUM(d.cache_write_5m_tokens), SUM(d.cache_write_1h_tokens), SUM(d.output_tokens), SUM(d.reasoning_tokens),
         SUM(d.cost_nano_usd), SUM(d.provider_cost_nano_usd), SUM(d.uncosted)
     FROM usage_days d JOIN usage_series s ON s.id = d.series GROUP BY d.day, s.model, s.provider;
+
+-- The same over an account's keys and models: who is worth how much, among thousands.
+CREATE TABLE usage_accounts (
+    account_id TEXT NOT NULL,
+    day BIGINT NOT NULL,
+    requests BIGINT NOT NULL,
+    errors BIGINT NOT NULL,
+    input_tokens BIGINT NOT NULL,
+    cache_read_tokens BIGINT NOT NULL,
+    cache_write_5m_tokens BIGINT NOT NULL,
+    cache_write_1h_tokens BIGINT NOT NULL,
+    output_tokens BIGINT NOT NULL,
+    reasoning_tokens BIGINT NOT NULL,
+    cost_nano_usd BIGINT NOT NULL,
+    provider_cost_nano_usd BIGINT NOT NULL,
+    uncosted BIGINT NOT NULL,
+    PRIMARY KEY (account_id, day)
+);
+CREATE INDEX usage_accounts_by_day ON usage_accounts (day);
+INSERT INTO usage_accounts (account_id, day, requests, errors, input_tokens, cache_read_tokens, cache_write_5m_tokens,
+        cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, uncosted)
+    SELECT s.account_id, d.day, SUM(d.requests), SUM(d.errors), SUM(d.input_tokens), SUM(d.cache_read_tokens),
+        SUM(d.cache_write_5m_tokens), SUM(d.cache_write_1h_tokens), SUM(d.output_tokens), SUM(d.reasoning_tokens),
+        SUM(d.cost_nano_usd), SUM(d.provider_cost_nano_usd), SUM(d.uncosted)
+    FROM usage_days d JOIN usage_series s ON s.id = d.series GROUP BY s.account_id, d.day ORDER BY d.day, s.account_id;
