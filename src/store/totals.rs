@@ -247,18 +247,25 @@ impl Asked<'_> {
     /// A part of a day, from the requests.
     fn push_edge(&self, query: &mut QueryBuilder<Sqlite>, (from_ms, until_ms): (i64, i64)) {
         let group = match self.by {
-            By::Account => "account_id",
-            By::Key => "key_id",
-            By::Model => "model",
-            By::Day => "started_at_ms / 86400000",
+            By::Account => "u.account_id",
+            By::Key => "u.key_id",
+            By::Model => "u.model",
+            By::Day => "u.started_at_ms / 86400000",
         };
-        query.push("SELECT ").push(group).push(" AS usage_group, started_at_ms / 86400000 AS usage_day");
+        query.push("SELECT ").push(group).push(" AS usage_group, u.started_at_ms / 86400000 AS usage_day");
         for sum in SUMMED {
             query.push(", ").push(of_a_row(sum)).push(" AS ").push(sum);
         }
-        query.push(" FROM usage_records WHERE started_at_ms >= ").push_bind(from_ms);
-        query.push(" AND started_at_ms < ").push_bind(until_ms);
-        self.filter.push_names(query, "");
+        let UsageFilter { account_id, key_id, .. } = self.filter;
+        if account_id.is_some() || key_id.is_some() {
+            query.push(" FROM usage_series s CROSS JOIN usage_records u WHERE u.series = s.id");
+            self.filter.push_names(query, "s.");
+        } else {
+            query.push(" FROM usage_records u WHERE 1 = 1");
+            self.filter.push_names(query, "u.");
+        }
+        query.push(" AND u.started_at_ms >= ").push_bind(from_ms);
+        query.push(" AND u.started_at_ms < ").push_bind(until_ms);
     }
 }
 
