@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::elsewhere::Elsewhere;
+use super::inbox::Inbox;
 use super::open_row::Facts;
-use super::scribe::Inbox;
 use super::spool::SpoolError;
 use super::state::{BillingState, Reserved};
 use crate::relay::admit::{Charge, Hold};
