@@ -23,6 +23,7 @@ mod ledger;
 mod open;
 mod people;
 mod rollup;
+mod search;
 mod spool;
 mod totals;
 mod trail;

@@ -18,7 +18,16 @@ const fn entry(who: Who, label: &'static str, path: &'static str) -> Entry {
 }
 
 /// The navigation in its order; everybody sees what they may.
-const NAVIGATION: &[Entry] = &[entry(Who::SignedIn, "Account", "/settings")];
+const NAVIGATION: &[Entry] = &[
+    entry(Who::SignedIn, "Account", "/settings"),
+    entry(Who::Operator, "Accounts", "/operator/accounts"),
+    entry(Who::Operator, "Keys", "/operator/keys"),
+    entry(Who::Operator, "Revenue", "/operator/revenue"),
+    entry(Who::Operator, "Providers", "/operator/providers"),
+    entry(Who::Operator, "Live", "/operator/live"),
+    entry(Who::Operator, "Audit log", "/operator/audit"),
+    entry(Who::Operator, "Configuration", "/operator/configuration"),
+];
 
 /// A link of the navigation, as a template has it.
 pub(super) struct Tab {
@@ -41,7 +50,7 @@ pub(super) struct Frame {
     pub(super) style: &'static str,
     pub(super) script: &'static str,
     pub(super) icon: &'static str,
-    /// Seconds after which the page is loaded again; 0 for never.
+    /// Seconds after which the page is loaded again by browsers without script; 0 for never.
     pub(super) refresh_seconds: u32,
 }
 

@@ -9,12 +9,13 @@
 
 mod answer;
 mod assets;
-pub mod chart;
+mod chart;
 mod form;
 mod guard;
 mod layout;
 mod links;
 mod map;
+mod operator;
 mod password;
 mod settings;
 mod sign_in;
@@ -35,6 +36,7 @@ use crate::store::Store;
 use self::answer::{Answer, Refused};
 use self::guard::SignedIn;
 use self::map::Map;
+use self::operator::Looks;
 use self::password::Passwords;
 
 /// What the pages work on.
@@ -46,12 +48,19 @@ struct Inner {
     store: Store,
     process: Arc<dyn Process>,
     passwords: Passwords,
+    looks: Looks,
 }
 
 impl Dashboard {
     /// A dashboard over that configuration and store.
     pub fn new(live: Arc<Live>, store: &Store, process: Arc<dyn Process>) -> Self {
-        Self(Arc::new(Inner { live, store: store.clone(), process, passwords: Passwords::new() }))
+        Self(Arc::new(Inner {
+            live,
+            store: store.clone(),
+            process,
+            passwords: Passwords::new(),
+            looks: Looks::default(),
+        }))
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -65,6 +74,14 @@ impl Dashboard {
 
     fn process(&self) -> &dyn Process {
         &*self.0.process
+    }
+
+    fn live(&self) -> &Live {
+        &self.0.live
+    }
+
+    fn looks(&self) -> &Looks {
+        &self.0.looks
     }
 
     fn passwords(&self) -> &Passwords {
@@ -90,6 +107,7 @@ fn map() -> Map {
         .with(sign_up::map)
         .with(links::map)
         .with(settings::map)
+        .with(operator::map)
 }
 
 /// Where somebody begins.

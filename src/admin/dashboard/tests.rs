@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::map::{Place, Who};
 use super::{Dashboard, map, router};
 use crate::admin::Readiness;
-use crate::admin::api::{ConfigStatus, Moment, Process};
+use crate::admin::api::{ConfigStatus, Moment, Process, Traffic};
 use crate::admin::people::Token;
 use crate::config::{self, Live, Providers};
 use crate::relay::auth::KeyDigest;
@@ -68,6 +68,10 @@ impl Process for Here {
 
     fn config(&self) -> ConfigStatus {
         ConfigStatus::default()
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic { requests: 70, failed: 1, in_flight: 3, streams: 2 }
     }
 
     async fn store_changed(&self) {}
@@ -175,6 +179,21 @@ const TABLE: &[Row] = &[
     row("GET", "/settings", &["/settings", "/settings?done=password"]),
     row("POST", "/settings/password", &["/settings/password"]),
     row("POST", "/settings/sign-out-elsewhere", &["/settings/sign-out-elsewhere"]),
+    row("GET", "/operator/accounts", &["/operator/accounts", "/operator/accounts?q=ada"]),
+    row("POST", "/operator/accounts", &["/operator/accounts"]),
+    row("GET", "/operator/accounts/{account}", &["/operator/accounts/{account}"]),
+    row("POST", "/operator/accounts/{account}/plan", &["/operator/accounts/{account}/plan"]),
+    row("POST", "/operator/accounts/{account}/credit", &["/operator/accounts/{account}/credit"]),
+    row("POST", "/operator/accounts/{account}/status", &["/operator/accounts/{account}/status"]),
+    row("POST", "/operator/accounts/{account}/invite", &["/operator/accounts/{account}/invite"]),
+    row("GET", "/operator/keys", &["/operator/keys", "/operator/keys?q={key}"]),
+    row("POST", "/operator/keys/{key}/revoke", &["/operator/keys/{key}/revoke"]),
+    row("GET", "/operator/revenue", &["/operator/revenue", "/operator/revenue?since=2026-11-01&until=2026-11-10"]),
+    row("GET", "/operator/providers", &["/operator/providers"]),
+    row("GET", "/operator/live", &["/operator/live"]),
+    row("GET", "/operator/live/numbers", &["/operator/live/numbers"]),
+    row("GET", "/operator/audit", &["/operator/audit", "/operator/audit?subject={account}"]),
+    row("GET", "/operator/configuration", &["/operator/configuration"]),
 ];
 
 fn row_of(place: &Place) -> &'static Row {
@@ -183,7 +202,7 @@ fn row_of(place: &Place) -> &'static Row {
 }
 
 fn filled(path: &str, person: &Person) -> String {
-    path.replace("{key}", &person.key_id)
+    path.replace("{key}", &person.key_id).replace("{account}", &person.marks[0])
 }
 
 #[test]
