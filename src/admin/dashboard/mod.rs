@@ -76,10 +76,6 @@ impl Dashboard {
         &*self.0.process
     }
 
-    fn live(&self) -> &Live {
-        &self.0.live
-    }
-
     fn looks(&self) -> &Looks {
         &self.0.looks
     }

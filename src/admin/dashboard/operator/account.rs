@@ -50,7 +50,8 @@ struct AccountPage {
     spent: String,
     provider_cost: String,
     uncosted: u64,
-    chart: String,
+    spent_chart: String,
+    requests_chart: String,
     credits: Vec<CreditRow>,
     people: Vec<PersonRow>,
     rows: Vec<KeyRow>,
@@ -141,8 +142,11 @@ async fn account_page(Operator(who): &Operator, id: &str) -> Result<AccountPage,
     };
     let sum = store.usage_sum(&filter).await?;
     let days = store.usage_by_day_and(&filter, By::Model).await?;
-    let chart =
-        DayChart::new("spend", "Spent by day and model", Unit::Usd, (first_day, last_day), &days, |sum| sum.cost.0);
+    let shown = (first_day, last_day);
+    let spent = DayChart::new("spent", "Spent by day and model", Unit::Usd, shown, &days, |sum| sum.cost.0);
+    let requests = DayChart::new("requests", "Requests by day and model", Unit::Count, shown, &days, |sum| {
+        i64::try_from(sum.requests).unwrap_or(i64::MAX)
+    });
     let credits = store.credits_before(id, i64::MAX, CREDITS).await?.into_iter().map(|credit| CreditRow {
         at: moment(credit.created_at_ms),
         kind: credit.kind.name(),
@@ -168,7 +172,8 @@ async fn account_page(Operator(who): &Operator, id: &str) -> Result<AccountPage,
         spent: usd(sum.cost),
         provider_cost: usd(sum.provider_cost),
         uncosted: sum.uncosted,
-        chart: chart.html(),
+        spent_chart: spent.html(),
+        requests_chart: requests.html(),
         credits: credits.collect(),
         people: people.collect(),
         rows: keys::rows(who, keys).await?,

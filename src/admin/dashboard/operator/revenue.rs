@@ -17,7 +17,7 @@ const PATH: &str = "/operator/revenue";
 /// Days that are shown where nobody says which, today included.
 const DAYS: i64 = 30;
 /// The most that are shown.
-const DAYS_MAX: i64 = 366;
+const DAYS_MAX: i64 = 92;
 const DAY_MS: i64 = 86_400_000;
 /// Accounts that are shown, the dearest.
 const ACCOUNTS: usize = 50;
@@ -78,7 +78,7 @@ impl Row {
 
 /// The days that are asked for, from one to another, both included; and what was wrong with what was asked.
 fn days_of(since: Option<&str>, until: Option<&str>, today: i64) -> ((i64, i64), &'static str) {
-    const WRONG: &str = "Days are written as 2026-11-30, the first before the last, and are 366 at the most.";
+    const WRONG: &str = "Days are written as 2026-11-30, the first before the last, and are 92 at the most.";
     let usual = (today - DAYS + 1, today);
     let day = |text: Option<&str>, usual| text.map_or(Some(usual), day_number_of);
     let Some(last) = day(until, today) else { return (usual, WRONG) };
@@ -157,14 +157,14 @@ mod tests {
             (Some("2026-11-30"), None, 1),
             (None, Some("2026-11-10"), 30),
             (Some("2026-11-01"), Some("2026-11-10"), 10),
-            (Some("2025-11-30"), None, 366),
+            (Some("2026-08-31"), None, 92),
         ] {
             let ((first, last), wrong) = days_of(since, until, today);
             assert_eq!((last - first + 1, wrong), (days, ""), "{since:?} {until:?}");
         }
         for (since, until) in [
             (Some("2026-12-01"), None),
-            (Some("2025-11-29"), None),
+            (Some("2026-08-30"), None),
             (Some("yesterday"), None),
             (None, Some("2026-13-01")),
         ] {
