@@ -6,11 +6,14 @@ use std::sync::mpsc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use uuid::Uuid;
+
 use super::*;
 use crate::billing::SpoolPlace;
-use crate::billing::group::Pace;
-use crate::billing::spool::{LEDGER, SpoolReader, Stretch};
-use crate::billing::spool::{place, record};
+use crate::billing::group::{Acknowledgement, Pace};
+use crate::billing::open_row::Facts;
+use crate::billing::recorder::{Finished, Progress};
+use crate::billing::spool::{Acknowledged, Entry, LEDGER, SpoolReader, Stretch, place, record};
 use crate::relay::admit::{Purse, Spending};
 use crate::relay::meter::{NanoUsd, Usage};
 
@@ -102,7 +105,6 @@ impl Process {
     }
 
     fn finish(&mut self, number: u128, world: &mut World) {
-        let (kept, wait) = oneshot::channel();
         let charge = Charge {
             account: Arc::new(Purse::new(NanoUsd(0), 0)),
             spending: Arc::new(Spending::new(NanoUsd(0), 0)),
@@ -113,8 +115,21 @@ impl Process {
         reserved.set_room(crate::billing::spool::Room { used: 0, limit: u64::MAX });
         let reserved = reserved.reserve(1).unwrap();
         let record = UsageRecord { cost: NanoUsd(FINAL), model: long_name(), ..record(number) };
-        self.arrived.finished.push(Finished { ticket: Uuid::from_u128(number), record, charge, kept, reserved });
-        world.waiting.insert(number, wait);
+        let entry = Entry::of(&record).unwrap();
+        let mut finished = Some(Finished { ticket: Uuid::from_u128(number), record, charge, reserved });
+        let journal = self.scribe.file.journal().unwrap();
+        let arrived = &mut self.arrived;
+        journal.append(entry, |written| {
+            arrived.finish(finished.take().unwrap(), Keeping::Journal(written.number));
+        });
+        match finished {
+            None => drop(world.acknowledged.insert(number)),
+            Some(finished) => {
+                let (kept, wait) = oneshot::channel();
+                arrived.finish(finished, Keeping::Batch(kept));
+                world.waiting.insert(number, wait);
+            }
+        }
     }
 
     fn step(&mut self, world: &mut World) {
@@ -235,27 +250,4 @@ proptest! {
     fn what_is_acknowledged_is_billed_once_whatever_happens(events in vec(event(), 1..120)) {
         live(events)?;
     }
-}
-
-#[test]
-fn what_is_urgent_wakes_and_the_rest_waits_for_its_time() {
-    let inbox = Arc::new(Inbox::default());
-    let facts = Facts { account: "a".into(), key: "k".into(), model: "m".into(), started_at_ms: 1, hold: 9 };
-    let (took, told) = mpsc::channel();
-    let looking = Arc::clone(&inbox);
-    let looks = std::thread::spawn(move || {
-        for wait in [None, Some(Duration::from_secs(3600)), Some(Duration::from_millis(1)), None] {
-            let (arrived, jobs, is_ending) = looking.take(wait);
-            took.send((arrived.opened.len(), jobs.len(), is_ending)).unwrap();
-        }
-    });
-    let soon = Duration::from_secs(20);
-    inbox.opened(Uuid::from_u128(1), Arc::new(facts.clone()));
-    assert_eq!(told.recv_timeout(soon).unwrap(), (1, 0, false), "anything wakes who has nothing to do");
-    inbox.opened(Uuid::from_u128(2), Arc::new(facts));
-    assert_eq!(told.recv_timeout(soon).unwrap(), (1, 0, false), "or nothing for long");
-    assert_eq!(told.recv_timeout(soon).unwrap(), (0, 0, false), "its time came");
-    inbox.end();
-    assert_eq!(told.recv_timeout(soon).unwrap(), (0, 0, true));
-    looks.join().unwrap();
 }

@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 use super::ledger::{SimLedger, Sum};
 use super::world::{End, World};
 use crate::billing::delivery::{Delivery, DeliveryError};
+use crate::billing::inbox::Inbox;
 use crate::billing::recorder::{NotKept, Uncounted};
-use crate::billing::scribe::{Inbox, Kept, Scribe};
+use crate::billing::scribe::{Kept, Scribe};
 use crate::billing::sink::Times;
 use crate::billing::spool::{Adopted, SpoolFile, WriteError};
 use crate::billing::worker::{Books, scribe_of};
@@ -249,12 +250,11 @@ impl Process {
 
     /// Counts what is the first to be counted; says of which request, and what it came to.
     pub(super) fn count(&mut self, world: &mut World) -> Option<(usize, i64)> {
-        let finished = self.uncounted.try_recv().ok()?.count();
+        let uncounted = self.uncounted.try_recv().ok()?;
         let request = self.counting.remove(0);
-        let cost = finished.record.cost.0;
+        let cost = uncounted.end(&self.inbox).0;
         world.requests[request].end = End::Finished(cost);
         world.requests[request].costs.insert(cost);
-        self.inbox.finished(finished);
         Some((request, cost))
     }
 
@@ -331,7 +331,7 @@ impl Process {
         world.has_died(number);
     }
 
-    fn hear_receipts(&mut self, world: &mut World) {
+    pub(super) fn hear_receipts(&mut self, world: &mut World) {
         let (number, is_broken) = (self.number, self.is_broken());
         self.waiting.retain_mut(|(request, kept)| match poll(kept) {
             Poll::Pending => true,

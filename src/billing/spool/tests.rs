@@ -114,7 +114,7 @@ impl SpoolFile {
 }
 
 /// All that can be read of a stretch.
-fn read_all(reader: &SpoolReader, stretch: &Stretch) -> Vec<UsageRecord> {
+pub(super) fn read_all(reader: &SpoolReader, stretch: &Stretch) -> Vec<UsageRecord> {
     let back = reader.read(stretch, usize::MAX).unwrap();
     back.batches.into_iter().flat_map(|batch| batch.records).collect()
 }
@@ -254,62 +254,6 @@ fn a_request_leaves_its_row_when_its_record_comes() {
 }
 
 #[test]
-fn what_a_dead_process_was_serving_is_billed_once_at_its_last_checkpoint() {
-    let folder = tempfile::tempdir().unwrap();
-    let place = place(&folder);
-    let mut old = SpoolFile::open(&place).unwrap();
-    let opened = [open_row(1, None), open_row(2, Some(70)), (Uuid::from_u128(3), "?".to_owned())];
-    old.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
-    old.append(&[record(9)]);
-    let mut new = SpoolFile::open(&place).unwrap();
-    let adopted = new.adopt().unwrap();
-    assert_eq!((adopted.stretches, adopted.interrupted, adopted.living), (vec![], vec![], 1), "it lives");
-
-    let writer = Arc::clone(old.writer());
-    drop(old);
-    let adopted = new.adopt().unwrap();
-    let billed: Vec<_> =
-        adopted.interrupted.iter().map(|one| (one.request_id.as_u128(), one.status, one.cost.0)).collect();
-    assert_eq!(billed, [(1, 500, 0), (2, 200, 70)]);
-    let [left, of_heir] = &*adopted.stretches else { panic!("{:?}", adopted.stretches) };
-    assert_eq!((&left.writer, left.records, of_heir.after, of_heir.records), (&writer, 1, 0, 2));
-    let reader = SpoolReader::open(&place.path).unwrap();
-    assert_eq!(read_all(&reader, of_heir), adopted.interrupted);
-    let aside: String = new.connection.query_row("SELECT body FROM unreadable_batches", [], |row| row.get(0)).unwrap();
-    assert!(aside.contains("\"?\"") && aside.contains(&Uuid::from_u128(3).to_string()), "{aside}");
-    let again = new.adopt().unwrap();
-    assert_eq!((again.stretches.len(), again.interrupted.len(), again.living), (0, 0, 0));
-
-    // Nobody else takes what has an heir who lives.
-    let mut third = SpoolFile::open(&place).unwrap();
-    assert_eq!((third.adopt().unwrap().stretches.len(), third.adopt().unwrap().living), (0, 3));
-    for stretch in &adopted.stretches {
-        new.took(LEDGER, &stretch.writer, stretch.last);
-    }
-    assert_eq!(third.adopt().unwrap().living, 1, "what is delivered has nobody any more");
-    drop(third);
-    new.adopt().unwrap();
-    let locks = std::fs::read_dir(folder.path().join("data")).unwrap();
-    let locks = locks.filter(|it| it.as_ref().unwrap().path().extension().is_some_and(|it| it == "lock")).count();
-    assert_eq!(locks, 1, "its own");
-}
-
-#[test]
-fn who_ends_in_good_order_leaves_no_trace_but_what_is_undelivered() {
-    let folder = tempfile::tempdir().unwrap();
-    let place = place(&folder);
-    SpoolFile::open(&place).unwrap().close().unwrap();
-    let mut spool = SpoolFile::open(&place).unwrap();
-    spool.append(&[record(1)]);
-    spool.close().unwrap();
-    assert!(place.path.metadata().unwrap().len() > 0);
-    assert_eq!(space::log_path(&place.path).metadata().map_or(0, |log| log.len()), 0, "all is in the file");
-    let mut next = SpoolFile::open(&place).unwrap();
-    let adopted = next.adopt().unwrap();
-    assert_eq!((adopted.stretches.len(), adopted.interrupted.len()), (1, 0));
-}
-
-#[test]
 fn a_damaged_record_is_kept_and_stops_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = SpoolFile::open(&place(&folder)).unwrap();
@@ -382,25 +326,6 @@ fn without_room_nothing_is_written_and_all_can_be_again() {
     spool.took(LEDGER, &writer, 1);
     assert_eq!(spool.commit(writes).unwrap().number, Some(2), "no number is left out");
     assert_eq!(spool.numbers(), [2]);
-}
-
-#[test]
-fn what_there_is_no_room_to_take_over_is_told_of_and_the_rest_is_taken_over() {
-    let folder = tempfile::tempdir().unwrap();
-    SpoolFile::open(&place(&folder)).unwrap().append(&[record(1)]);
-    let mut second = SpoolFile::open(&place(&folder)).unwrap();
-    let opened: Vec<_> = (1_000..1_200).map(|number| open_row(number, None)).collect();
-    second.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
-    drop(second);
-    let mut next = SpoolFile::open(&place(&folder)).unwrap();
-    next.leave_pages(0);
-    for stretches in [1, 0] {
-        let adopted = next.adopt().unwrap();
-        assert_eq!((adopted.stretches.len(), adopted.remains), (stretches, true));
-    }
-    next.leave_pages(1 << 20);
-    let rest = next.adopt().unwrap();
-    assert_eq!((rest.stretches.len(), rest.interrupted.len(), rest.remains), (1, 200, false));
 }
 
 #[test]
@@ -487,8 +412,8 @@ proptest! {
             prop_assert!(ids.insert(record.request_id), "twice");
         }
         // The one that was running when the last whole transaction was written, and no other.
-        prop_assert!(adopted.interrupted.len() <= 1);
-        let interrupted: Vec<_> = adopted.interrupted.iter().map(|one| one.request_id.as_u128()).collect();
+        prop_assert!(adopted.found.len() <= 1);
+        let interrupted: Vec<_> = adopted.found.iter().map(|one| one.request_id.as_u128()).collect();
         prop_assert!(interrupted.is_empty() || interrupted == [numbers.len() as u128 + 1], "{interrupted:?}");
     }
 }
