@@ -6,7 +6,7 @@ use super::answer::{Answer, Refused, page};
 use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
-use super::shown::{Moment, count, usd};
+use super::shown::{Moment, count, requests, usd};
 use crate::relay::meter::NanoUsd;
 use crate::store::{By, UsageFilter, UsageTotal, day_begins_ms};
 
@@ -48,21 +48,20 @@ struct Part {
 
 impl Part {
     fn of(total: &UsageTotal) -> Self {
-        let tokens = total.usage.prompt().saturating_add(total.usage.output);
         Self {
             name: total.group.clone(),
             requests: count(total.requests),
-            tokens: count(tokens),
+            tokens: count(total.usage.total()),
             cost: usd(total.cost),
         }
     }
 }
 
 fn sum<'a>(totals: impl Iterator<Item = &'a UsageTotal>) -> Sum {
-    let sums = totals.fold((0_u64, 0_i64), |(requests, cost), total| {
-        (requests.saturating_add(total.requests), cost.saturating_add(total.cost.0))
+    let sums = totals.fold((0_u64, 0_i64), |(number, cost), total| {
+        (number.saturating_add(total.requests), cost.saturating_add(total.cost.0))
     });
-    Sum { requests: count(sums.0), cost: usd(NanoUsd(sums.1)) }
+    Sum { requests: requests(sums.0), cost: usd(NanoUsd(sums.1)) }
 }
 
 async fn show(customer: Customer) -> Answer {

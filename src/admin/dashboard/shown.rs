@@ -24,6 +24,11 @@ pub(super) fn count(number: u64) -> String {
     shown
 }
 
+/// So many requests.
+pub(super) fn requests(number: u64) -> String {
+    format!("{} {}", count(number), if number == 1 { "request" } else { "requests" })
+}
+
 /// A moment in UTC, for programs and for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Moment {
@@ -61,6 +66,7 @@ mod tests {
         let amounts = [1_500_000_000, -250_000_000, 1].map(|nano| usd(NanoUsd(nano)));
         assert_eq!(amounts, ["$1.50", "-$0.25", "$0.000000001"]);
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([1, 2_000].map(requests), ["1 request", "2,000 requests"]);
         let moment = Moment::of(1_795_000_000_123);
         assert_eq!((&*moment.exact, &*moment.text), ("2026-11-18T11:06:40.123Z", "2026-11-18 11:06"));
         assert_eq!((moment.day(), &*moment.first_of_month()), ("2026-11-18", "2026-11-01"));

@@ -7,7 +7,7 @@ use super::form::{Asked, Fields};
 use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
-use super::shown::{Moment, count, usd};
+use super::shown::{Moment, count, requests, usd};
 use super::usage_csv;
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::relay::refusal::Cause;
@@ -118,13 +118,13 @@ async fn show(customer: Customer, Asked(asked): Asked) -> Answer {
     records.truncate(ROWS as usize);
     let next = records.last().filter(|_| has_more).map(|last| filter.query("after", &cursor(last)));
     let totals = who.store.usage_by(&filter.filter, By::Account).await?;
-    let (requests, cost) = totals.first().map_or((0, NanoUsd(0)), |total| (total.requests, total.cost));
+    let (number, cost) = totals.first().map_or((0, NanoUsd(0)), |total| (total.requests, total.cost));
     let keys = who.store.keys(Some(&customer.account.id)).await?;
     page(&UsagePage {
         frame: Frame::of(who, "Usage", "/usage"),
         keys: keys.iter().rev().map(|key| key_choice(key, &filter.key)).collect(),
         models: model_choices(&customer, &filter.model),
-        requests: count(requests),
+        requests: requests(number),
         cost: usd(cost),
         rows: records.iter().map(|record| row(record, &keys)).collect(),
         csv: filter.query("", ""),

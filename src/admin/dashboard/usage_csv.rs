@@ -5,13 +5,14 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_core::Stream;
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::relay::meter::{UsageRecord, rfc3339};
 use crate::store::{Key, Store, StoreError, UsageFilter, UsagePosition};
@@ -25,15 +26,31 @@ const PARTS_WAITING_MAX: usize = 2;
 const HEADINGS: &str = "started_at,request_id,key_id,key_name,model,status,input_tokens,cache_read_tokens,cache_write_5m_tokens,\
                         cache_write_1h_tokens,output_tokens,reasoning_tokens,cost_usd,first_token_ms,total_ms,estimated,interrupted\r\n";
 
-type Part = Result<Bytes, StoreError>;
+/// How long a part may wait to be taken.
+const WAITING_MAX: Duration = Duration::from_secs(60);
+
+/// A part of the file, or its end: without, it broke off.
+enum Part {
+    Rows(Bytes),
+    End,
+}
+
+/// The file broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the file broke off")]
+struct BrokeOff;
 
 struct Parts(Receiver<Part>);
 
 impl Stream for Parts {
-    type Item = Part;
+    type Item = Result<Bytes, BrokeOff>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Part>> {
-        self.0.poll_recv(context)
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|part| match part {
+            Some(Part::Rows(rows)) => Some(Ok(rows)),
+            Some(Part::End) => None,
+            None => Some(Err(BrokeOff)),
+        })
     }
 }
 
@@ -41,25 +58,8 @@ impl Stream for Parts {
 pub(super) fn download(store: Store, filter: UsageFilter, keys: Vec<Key>) -> Response {
     let (parts, taken) = channel(PARTS_WAITING_MAX);
     tokio::spawn(async move {
-        let names: HashMap<String, String> = keys.into_iter().map(|key| (key.id, field(&key.name))).collect();
-        let (mut after, mut rows) = (None, 0);
-        let mut text = HEADINGS.to_owned();
-        loop {
-            let read = store.usage(&filter, after.as_ref(), PART_ROWS).await;
-            let Ok(records) = read else {
-                // Who listens is told by the break.
-                let _ = parts.send(read.map(|_| Bytes::new())).await;
-                return;
-            };
-            after = records.last().map(UsagePosition::of);
-            rows += records.len() as u64;
-            let name = |record: &UsageRecord| names.get(&*record.key_id).map_or("", |name| name);
-            text.extend(records.iter().map(|record| line(record, name(record))));
-            let is_last = records.len() < PART_ROWS as usize || rows >= ROWS_MAX;
-            // Nobody takes it any more.
-            if parts.send(Ok(std::mem::take(&mut text).into())).await.is_err() || is_last {
-                return;
-            }
+        if let Err(error) = write(&store, &filter, keys, &parts).await {
+            tracing::warn!(%error, "a file of usage broke off");
         }
     });
     let headers = [
@@ -67,6 +67,32 @@ pub(super) fn download(store: Store, filter: UsageFilter, keys: Vec<Key>) -> Res
         (header::CONTENT_DISPOSITION, "attachment; filename=\"tollgate-usage.csv\""),
     ];
     (headers, Body::from_stream(Parts(taken))).into_response()
+}
+
+/// Writes the file for as long as somebody takes it.
+async fn write(store: &Store, filter: &UsageFilter, keys: Vec<Key>, parts: &Sender<Part>) -> Result<(), StoreError> {
+    let names: HashMap<String, String> = keys.into_iter().map(|key| (key.id, field(&key.name))).collect();
+    let (mut after, mut rows) = (None, 0);
+    let mut text = HEADINGS.to_owned();
+    loop {
+        let records = store.usage(filter, after.as_ref(), PART_ROWS).await?;
+        after = records.last().map(UsagePosition::of);
+        rows += records.len() as u64;
+        let name = |record: &UsageRecord| names.get(&*record.key_id).map_or("", |name| name);
+        text.extend(records.iter().map(|record| line(record, name(record))));
+        if !is_taken(parts, Part::Rows(std::mem::take(&mut text).into())).await {
+            return Ok(());
+        }
+        if records.len() < PART_ROWS as usize || rows >= ROWS_MAX {
+            is_taken(parts, Part::End).await;
+            return Ok(());
+        }
+    }
+}
+
+/// Whether there is still somebody who takes it.
+async fn is_taken(parts: &Sender<Part>, part: Part) -> bool {
+    matches!(tokio::time::timeout(WAITING_MAX, parts.send(part)).await, Ok(Ok(())))
 }
 
 fn line(record: &UsageRecord, key_name: &str) -> String {
@@ -101,7 +127,21 @@ fn field(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::field;
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_without_its_end_is_broken_and_not_short() {
+        let (sender, taken) = channel(4);
+        sender.send(Part::Rows("a".into())).await.unwrap();
+        drop(sender);
+        assert!(Body::from_stream(Parts(taken)).collect().await.is_err());
+        let (sender, taken) = channel(4);
+        sender.send(Part::Rows("a".into())).await.unwrap();
+        sender.send(Part::End).await.unwrap();
+        assert_eq!(Body::from_stream(Parts(taken)).collect().await.unwrap().to_bytes(), "a");
+    }
 
     #[test]
     fn fields_are_quoted_and_never_formulas() {
