@@ -22,7 +22,9 @@ mod key;
 mod ledger;
 mod open;
 mod people;
+mod rollup;
 mod spool;
+mod totals;
 mod trail;
 mod usage;
 
@@ -35,8 +37,9 @@ pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
 pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
+pub use totals::{By, DayTotal, GroupPage, UsageTotal, day_begins_ms, day_name, day_number, day_number_of};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
-pub use usage::{By, GroupPage, UsageFilter, UsagePosition, UsageTotal, day_begins_ms};
+pub use usage::{UsageFilter, UsagePosition};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 

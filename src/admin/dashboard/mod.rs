@@ -9,6 +9,7 @@
 
 mod answer;
 mod assets;
+pub mod chart;
 mod credit;
 mod form;
 mod guard;

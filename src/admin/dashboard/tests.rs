@@ -172,6 +172,7 @@ fn request(person: &Person, started_at_ms: i64) -> UsageRecord {
         started_at_ms,
         first_token_ms: Some(120),
         total_ms: 900,
+        provider_cost: None,
     }
 }
 
@@ -338,6 +339,15 @@ async fn somebody_sees_what_is_theirs_on_a_small_page_without_inline_script_or_s
     const BYTES_MAX: usize = 100 << 10;
     let mut seen = 0;
     let stage = Stage::new().await;
+    // A busy month: whatever is bounded is full.
+    for day in 0..30 {
+        let of_model = |model: i64| UsageRecord {
+            model: format!("ada-a-model-with-a-long-name-{model}").into(),
+            cost: NanoUsd(123_456_789 * (model + 1)),
+            ..request(&stage.ada, NOW_MS - day * 86_400_000)
+        };
+        stage.store.settle(&(0..9).map(of_model).collect::<Vec<_>>(), None).await.unwrap();
+    }
     let map = map();
     for place in map.places().iter().filter(|place| place.method == "GET") {
         let token = if place.who == Who::Operator { &stage.operator } else { &stage.ada.token };

@@ -193,8 +193,14 @@ fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
             Event::Pass(which, cost) if !world.running.is_empty() => {
                 let number = *which.get(&world.running);
                 let usage = Usage::default();
-                let progress =
-                    Progress { provider: "p".into(), usage, cost: NanoUsd(cost), first_token_ms: Some(1), total_ms: 2 };
+                let progress = Progress {
+                    provider: "p".into(),
+                    usage,
+                    cost: NanoUsd(cost),
+                    provider_cost: None,
+                    first_token_ms: Some(1),
+                    total_ms: 2,
+                };
                 process.arrived.passed.insert(Uuid::from_u128(number), progress);
             }
             Event::Finish(which) if !world.running.is_empty() => {

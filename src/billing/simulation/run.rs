@@ -202,7 +202,14 @@ impl<'a> Simulation<'a> {
         let cost = request.passed;
         let usage = Usage { output: cost.unsigned_abs(), ..Usage::default() };
         let first_token_ms = (has_begun || cost > 0).then_some(3);
-        ticket.checkpoint(Progress { provider: "p".into(), usage, cost: NanoUsd(cost), first_token_ms, total_ms: 9 });
+        ticket.checkpoint(Progress {
+            provider: "p".into(),
+            usage,
+            cost: NanoUsd(cost),
+            provider_cost: None,
+            first_token_ms,
+            total_ms: 9,
+        });
         self.world.log(|| format!("r{number} has come to {cost}"));
     }
 
@@ -233,6 +240,7 @@ impl<'a> Simulation<'a> {
             status,
             usage: Usage { output: cost.unsigned_abs(), ..Usage::default() },
             cost: NanoUsd(cost),
+            provider_cost: None,
             estimated: false,
             interrupted,
             started_at_ms: self.world.wall_ms,

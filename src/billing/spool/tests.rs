@@ -35,6 +35,7 @@ pub(in crate::billing) fn record(number: u128) -> UsageRecord {
         status: 200,
         usage: Usage { input: 7, output: 3, ..Usage::default() },
         cost: NanoUsd(100),
+        provider_cost: None,
         estimated: false,
         interrupted: true,
         started_at_ms: 1_700_000_000_000 + i64::try_from(number).unwrap(),
@@ -56,6 +57,7 @@ pub(in crate::billing) fn open_row(number: u128, cost: Option<i64>) -> (Uuid, St
         provider: "openai".into(),
         usage: Usage { input: 7, output: 1, ..Usage::default() },
         cost: NanoUsd(cost),
+        provider_cost: None,
         first_token_ms: Some(12),
         total_ms: 300,
     });
