@@ -384,6 +384,16 @@ async fn an_operator_without_an_account_has_no_customers_pages() {
     }
 }
 
+#[tokio::test]
+async fn a_form_that_is_too_large_is_not_read() {
+    let stage = Stage::new().await;
+    let form = format!("csrf={}&name={}", stage.ada.token.forms_proof(), "x".repeat(70_000));
+    let (status, _, _) = stage.ask("POST", "/keys", Some(&stage.ada.token), &form).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    let (status, _, _) = stage.ask("POST", "/keys", Some(&stage.ada.token), "csrf=%FF%FE").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
 /// The ids of the requests on a page of usage.
 fn requests_on(page: &str) -> Vec<String> {
     page.split("<tr id=\"r-").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
@@ -424,7 +434,7 @@ async fn pages_of_usage_meet_and_the_file_has_all_of_them() {
 async fn usage_is_filtered_by_day_and_what_is_no_filter_is_refused() {
     let stage = Stage::new().await;
     let yesterday = request(&stage.ada, NOW_MS - 86_400_000);
-    stage.store.settle(&[yesterday.clone()], None).await.unwrap();
+    stage.store.settle(&[yesterday], None).await.unwrap();
     let token = Some(&stage.ada.token);
     let on = async |query: &str| requests_on(&stage.ask("GET", &format!("/usage?{query}"), token, "").await.2).len();
     assert_eq!((on("").await, on("from=2026-11-18").await, on("to=2026-11-17").await), (2, 1, 1));
