@@ -303,8 +303,10 @@ fn with_classes(svg: &str, series: usize) -> String {
 /// A line that draws a bar: of which series, and as a part of a path.
 fn bar(line: &str, fills: &[String]) -> Option<(usize, String)> {
     let attribute = |name: &str| line.split_once(&format!(" {name}=\""))?.1.split('"').next();
-    let series =
-        fills.iter().position(|fill| attribute("fill") == Some(fill.as_str())).filter(|_| line.starts_with("<rect "))?;
+    let series = fills
+        .iter()
+        .position(|fill| attribute("fill") == Some(fill.as_str()))
+        .filter(|_| line.starts_with("<rect "))?;
     let [x, y, width, height] =
         [attribute("x")?, attribute("y")?, attribute("width")?, attribute("height")?].map(str::to_owned);
     Some((series, format!("M{x} {y}h{width}v{height}h-{width}z")))

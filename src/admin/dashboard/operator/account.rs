@@ -73,6 +73,7 @@ struct CreditRow {
 }
 
 struct PersonRow {
+    id: String,
     email: String,
     status: &'static str,
     has_password: bool,
@@ -157,6 +158,7 @@ async fn account_page(Operator(who): &Operator, id: &str) -> Result<AccountPage,
         status: user.status(),
         has_password: user.has_password,
         email: user.email,
+        id: user.id,
     });
     let mut keys = store.keys_after(Some(id), None, KEYS + 1).await?;
     let has_more_keys = keys.len() > KEYS as usize;

@@ -13,7 +13,7 @@ mod providers;
 mod revenue;
 
 use super::map::Map;
-use crate::relay::meter::{NanoUsd, rfc3339};
+use super::shown::{Moment, usd};
 
 pub(super) use self::live::Looks;
 
@@ -48,19 +48,9 @@ fn address(path: &str, query: &[(&str, &str)]) -> String {
     }
 }
 
-/// An amount as pages show it, exact.
-fn usd(amount: NanoUsd) -> String {
-    let shown = NanoUsd(amount.0.saturating_abs());
-    if amount.0 < 0 { format!("−${shown}") } else { format!("${shown}") }
-}
-
-/// A time as pages show it: UTC, to the second.
+/// A time as pages show it.
 fn moment(unix_ms: i64) -> String {
-    let text = rfc3339(unix_ms);
-    match text.get(..19) {
-        Some(seconds) if text.len() == 24 => seconds.replace('T', " "),
-        _ => text,
-    }
+    Moment::of(unix_ms).text
 }
 
 #[cfg(test)]
@@ -75,12 +65,5 @@ mod tests {
         assert_eq!(cut(ids[..50].to_vec(), |id| id).1, None);
         assert_eq!(address("/k", &[("q", "a b&c"), ("after", "")]), "/k?q=a+b%26c");
         assert_eq!(address("/k", &[("q", "")]), "/k");
-    }
-
-    #[test]
-    fn amounts_and_times_are_read_easily() {
-        assert_eq!((usd(NanoUsd(-1_500_000_000)), usd(NanoUsd(378_000))), ("−$1.50".into(), "$0.000378".into()));
-        assert_eq!(moment(1_795_000_000_123), "2026-11-18 11:06:40");
-        assert_eq!(moment(i64::MAX), i64::MAX.to_string());
     }
 }
