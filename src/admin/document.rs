@@ -49,11 +49,11 @@ pub struct CreditDocument {
     /// Its place in the ledger.
     seq: i64,
     account_id: String,
-    /// `grant`, or `correction` where the amount is negative.
+    /// `grant`; where the amount is negative, `correction`, or `fee` for a plan's month.
     #[schema(value_type = String)]
     kind: &'static str,
     amount_nano_usd: i64,
-    /// What the operator wrote beside it.
+    /// What the operator wrote beside it, or what it was for.
     #[schema(required)]
     note: Option<String>,
     #[schema(format = DateTime)]
@@ -190,14 +190,16 @@ pub struct AuditDocument {
     id: String,
     #[schema(format = DateTime)]
     at: String,
-    /// `cli`, `admin-token` or `relay`.
+    /// `cli`, `admin-token`, `stripe` or `relay`.
     actor_kind: String,
     /// For `cli`, the Unix user's name.
     #[schema(required)]
     actor_name: Option<String>,
-    /// `account.create`, `account.update`, `account.credit`, `key.create` or `key.revoke`.
+    /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `subscription.start`,
+    /// `subscription.renew`, `subscription.change`, `subscription.end`, `voucher.create`, `voucher.revoke`, `voucher.redeem`,
+    /// `payment.grant` or `payment.take_back`.
     action: String,
-    /// `account` or `key`.
+    /// `account`, `key` or `voucher-batch`.
     subject_kind: String,
     subject_id: String,
     /// What changed, as it was; null where there was nothing.

@@ -8,6 +8,8 @@ mod document;
 mod health;
 mod operation;
 mod providers;
+pub mod sale;
+mod sale_document;
 pub mod value;
 
 pub use document::{
@@ -15,3 +17,6 @@ pub use document::{
 };
 pub use health::{Behind, Readiness};
 pub use operation::{KeyError, UnknownPlan, create_key, require_plan};
+pub use sale_document::{
+    CreatedVouchersDocument, PeriodDocument, PlanDocument, SubscriptionDocument, VoucherBatchDocument,
+};

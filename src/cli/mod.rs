@@ -8,12 +8,15 @@ mod audit_log;
 mod check;
 mod key;
 mod output;
+mod plan;
 mod process;
 mod quickstart;
 mod serve;
 mod store;
+mod subscription;
 mod usage;
 mod value;
+mod voucher;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,6 +58,12 @@ enum Command {
     Account(account::Account),
     /// API keys
     Key(key::Key),
+    /// The plans of the configuration, and what they cost
+    Plan(plan::Plan),
+    /// Accounts' plans by the month
+    Subscription(subscription::Subscription),
+    /// Credit for whoever has a code
+    Voucher(voucher::Voucher),
     /// What was used and what it cost
     Usage(usage::Usage),
     /// Re-derive every balance from the ledger and compare
@@ -97,6 +106,9 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(&common),
         Command::Account(command) => command.run(&common),
         Command::Key(command) => command.run(&common),
+        Command::Plan(command) => command.run(&common),
+        Command::Subscription(command) => command.run(&common),
+        Command::Voucher(command) => command.run(&common),
         Command::Usage(command) => command.run(&common),
         Command::Audit(command) => command.run(&common),
         Command::AuditLog(command) => command.run(&common),

@@ -6,6 +6,7 @@ use toml::de::DeTable;
 
 use super::mistake::{Mistakes, Place};
 use super::model::{self, ModelRow};
+use super::payment::{self, Payment};
 use super::plan::{self, PlanRow};
 use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
@@ -33,6 +34,7 @@ pub(super) struct Draft {
     pub(super) limits: Single<Limits>,
     pub(super) admin: Single<Secret>,
     pub(super) telemetry: Single<Option<TracesConfig>>,
+    pub(super) payment: Single<Payment>,
     pub(super) plans: Vec<Row<PlanRow>>,
     pub(super) providers: Vec<Row<ProviderRow>>,
     pub(super) models: Vec<Row<ModelRow>>,
@@ -101,6 +103,7 @@ impl Draft {
         self.limits.read(root.optional("limits"), settings::limits);
         self.admin.read(root.optional("admin"), settings::admin);
         self.telemetry.read(root.optional("telemetry"), telemetry::read);
+        self.payment.read(root.optional("payment"), payment::read);
         if let Some(shared) = root.optional("shared") {
             settings::shared(&shared);
         }

@@ -16,6 +16,7 @@ mod listen;
 mod live;
 mod mistake;
 mod model;
+mod payment;
 mod plan;
 mod price;
 mod provider;
@@ -41,7 +42,7 @@ pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
 pub use snapshot::{
     BillingConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot, StoreConfig,
-    TracesConfig,
+    StripeConfig, TracesConfig,
 };
 
 /// Which of the providers that are written down must be usable.
@@ -101,15 +102,27 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let limits = std::mem::take(&mut draft.limits).into_content().unwrap_or_default();
     let admin_token = std::mem::take(&mut draft.admin).into_content();
     let traces = std::mem::take(&mut draft.telemetry).into_content().flatten();
-    let (catalogue, left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
+    let payment = std::mem::take(&mut draft.payment).into_content().unwrap_or_default();
+    let (catalogue, mut left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
+    left_out.extend(payment.left_out);
     let Reading { mistakes, files, .. } = reading;
     let files = files.into_inner();
     if !mistakes.is_empty() {
         return Err(Refused { mistakes: mistakes.into_sorted(&files.paths()), files });
     }
     let files_read = files.paths();
-    let snapshot =
-        Snapshot { version: 1, listen, store, billing, limits, admin_token, traces, catalogue, files: files_read };
+    let snapshot = Snapshot {
+        version: 1,
+        listen,
+        store,
+        billing,
+        limits,
+        admin_token,
+        traces,
+        stripe: payment.stripe,
+        catalogue,
+        files: files_read,
+    };
     Ok(Loaded { snapshot, left_out, files })
 }
 

@@ -1,4 +1,4 @@
-//! Accounts, keys, ledger and usage at rest, who changed what of them, and what requests with an `Idempotency-Key` were answered.
+//! Accounts, keys, ledger, usage, subscriptions and vouchers at rest, who changed what of them, and what requests with an `Idempotency-Key` were answered.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
 //! well (numbered placeholders, shared types, of upserts only `ON CONFLICT`), so that several nodes can share a store
@@ -21,9 +21,12 @@ mod idempotency;
 mod key;
 mod ledger;
 mod open;
+mod period;
 mod spool;
+mod subscription;
 mod trail;
 mod usage;
+mod voucher;
 
 pub use account::{Account, AccountChange, Credit, CreditKind, Credited};
 pub use audit::{Difference, DifferenceKind};
@@ -33,8 +36,10 @@ pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
+pub use subscription::{Offer, PaidBy, Period, Renewal, Subscription, SubscriptionChange};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
 pub use usage::{By, GroupPage, UsageFilter, UsagePosition, UsageTotal, day_begins_ms};
+pub use voucher::{NewVouchers, VoucherBatch};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 

@@ -20,6 +20,8 @@ pub enum Actor {
     Cli(Arc<str>),
     /// Whoever knows the admin API's token.
     AdminToken,
+    /// Stripe, by a signed event.
+    Stripe,
 }
 
 impl Actor {
@@ -29,6 +31,7 @@ impl Actor {
             Actor::Relay => "relay",
             Actor::Cli(_) => "cli",
             Actor::AdminToken => "admin-token",
+            Actor::Stripe => "stripe",
         }
     }
 
@@ -36,7 +39,7 @@ impl Actor {
     pub fn name(&self) -> Option<&str> {
         match self {
             Actor::Cli(user) => Some(user),
-            Actor::Relay | Actor::AdminToken => None,
+            Actor::Relay | Actor::AdminToken | Actor::Stripe => None,
         }
     }
 }
@@ -52,9 +55,11 @@ pub struct AuditEntry {
     pub actor_kind: String,
     /// [`Actor::name`].
     pub actor_name: Option<String>,
-    /// `account.create`, `account.update`, `account.credit`, `key.create` or `key.revoke`.
+    /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `subscription.start`,
+    /// `subscription.renew`, `subscription.change`, `subscription.end`, `voucher.create`, `voucher.revoke`, `voucher.redeem`,
+    /// `payment.grant` or `payment.take_back`.
     pub action: String,
-    /// `account` or `key`.
+    /// `account`, `key` or `voucher-batch`.
     pub subject_kind: String,
     /// Its id.
     pub subject_id: String,
@@ -103,6 +108,15 @@ pub(super) enum Action {
     AccountCredit,
     KeyCreate,
     KeyRevoke,
+    SubscriptionStart,
+    SubscriptionRenew,
+    SubscriptionChange,
+    SubscriptionEnd,
+    VoucherCreate,
+    VoucherRevoke,
+    VoucherRedeem,
+    PaymentGrant,
+    PaymentTakeBack,
 }
 
 impl Action {
@@ -113,13 +127,32 @@ impl Action {
             Action::AccountCredit => "account.credit",
             Action::KeyCreate => "key.create",
             Action::KeyRevoke => "key.revoke",
+            Action::SubscriptionStart => "subscription.start",
+            Action::SubscriptionRenew => "subscription.renew",
+            Action::SubscriptionChange => "subscription.change",
+            Action::SubscriptionEnd => "subscription.end",
+            Action::VoucherCreate => "voucher.create",
+            Action::VoucherRevoke => "voucher.revoke",
+            Action::VoucherRedeem => "voucher.redeem",
+            Action::PaymentGrant => "payment.grant",
+            Action::PaymentTakeBack => "payment.take_back",
         }
     }
 
     fn subject_kind(self) -> &'static str {
         match self {
-            Action::AccountCreate | Action::AccountUpdate | Action::AccountCredit => "account",
             Action::KeyCreate | Action::KeyRevoke => "key",
+            Action::VoucherCreate | Action::VoucherRevoke => "voucher-batch",
+            Action::AccountCreate
+            | Action::AccountUpdate
+            | Action::AccountCredit
+            | Action::SubscriptionStart
+            | Action::SubscriptionRenew
+            | Action::SubscriptionChange
+            | Action::SubscriptionEnd
+            | Action::VoucherRedeem
+            | Action::PaymentGrant
+            | Action::PaymentTakeBack => "account",
         }
     }
 }
