@@ -17,6 +17,7 @@ mod rows;
 mod step;
 
 pub use renew::Renewal;
+pub(super) use renew::STRIPE_GRACE_MS;
 pub(super) use rows::{finish, insert, live, save};
 pub use step::{Offer, SubscriptionChange};
 
@@ -165,7 +166,7 @@ impl Subscription {
     }
 
     /// For the trail: what operations change.
-    fn told(&self) -> Value {
+    pub(super) fn told(&self) -> Value {
         json!({
             "subscription": self.id,
             "plan": self.plan,

@@ -113,15 +113,19 @@ CREATE TABLE stripe_payments (
 CREATE TABLE stripe_subscriptions (
     id TEXT NOT NULL PRIMARY KEY,
     account_id TEXT,
-    -- Of the paid invoice whose period ends last: the plan, its period and what was paid for it.
+    -- Of the paid invoice whose period ends last: the plan, its period, what was paid for it, when that was told and by which event.
     plan TEXT,
-    period_starts_ms BIGINT,
-    period_ends_ms BIGINT,
+    period_starts_ms BIGINT NOT NULL,
+    period_ends_ms BIGINT NOT NULL,
     price_nano_usd BIGINT NOT NULL,
-    -- Of the latest state: when it was told, by which event, and whether the subscription goes on after the period.
-    told_at_ms BIGINT NOT NULL,
-    told_by TEXT NOT NULL,
+    paid_told_at_ms BIGINT NOT NULL,
+    paid_told_by TEXT NOT NULL,
+    -- Of the latest state: the plan that the next invoice is for, whether there is one, when that was told and by which event.
+    next_plan TEXT,
     renews BOOLEAN NOT NULL,
+    state_told_at_ms BIGINT NOT NULL,
+    state_told_by TEXT NOT NULL,
+    -- Once it is, it stays so.
     deleted BOOLEAN NOT NULL
 );
 CREATE INDEX stripe_subscriptions_by_account ON stripe_subscriptions (account_id);

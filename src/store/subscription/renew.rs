@@ -10,7 +10,7 @@ use crate::store::{Store, StoreError, account};
 
 /// How long after its period one that is paid at Stripe is waited for: an invoice is paid about an hour after the period's end, and
 /// tried again for days where a card is refused.
-const STRIPE_GRACE_MS: i64 = 3 * 86_400_000;
+pub(in crate::store) const STRIPE_GRACE_MS: i64 = 3 * 86_400_000;
 
 /// What the configuration says to a subscription's renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

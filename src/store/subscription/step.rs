@@ -103,7 +103,7 @@ impl Store {
         account::find(&mut transaction, account_id).await?;
         let before = live(&mut transaction, account_id).await?;
         let before = before.ok_or_else(|| StoreError::NotSubscribed(account_id.to_owned()))?;
-        if before.paid_by == PaidBy::Stripe && !matches!(change, SubscriptionChange::EndAt(_)) {
+        if before.paid_by == PaidBy::Stripe {
             return Err(StoreError::PaidAtStripe);
         }
         let mut after = before.clone();
