@@ -16,14 +16,14 @@ use tempfile::TempDir;
 /// `quickstart` on ports of its own, stopped when it is dropped.
 struct Quickstart {
     child: Child,
-    ports: [Reserved; 3],
+    ports: [Reserved; 4],
     folder: TempDir,
 }
 
-fn command(folder: &Path, ports: &[Reserved; 3]) -> Command {
+fn command(folder: &Path, ports: &[Reserved; 4]) -> Command {
     let mut command = support::relay::command(folder, &[]);
     command.args(["quickstart", "--data", "data"]);
-    for (option, port) in ["--listen", "--admin", "--metrics"].into_iter().zip(ports) {
+    for (option, port) in ["--listen", "--admin", "--metrics", "--dashboard"].into_iter().zip(ports) {
         command.arg(option).arg(port.address.to_string());
     }
     command
@@ -31,7 +31,7 @@ fn command(folder: &Path, ports: &[Reserved; 3]) -> Command {
 
 impl Quickstart {
     fn start() -> Self {
-        let (folder, ports) = (TempDir::with_prefix("tollgate-test-").unwrap(), [(); 3].map(|()| Reserved::new()));
+        let (folder, ports) = (TempDir::with_prefix("tollgate-test-").unwrap(), [(); 4].map(|()| Reserved::new()));
         let child = spawn(folder.path(), &ports);
         Self { child, ports, folder }
     }
@@ -72,7 +72,7 @@ impl Drop for Quickstart {
     }
 }
 
-fn spawn(folder: &Path, ports: &[Reserved; 3]) -> Child {
+fn spawn(folder: &Path, ports: &[Reserved; 4]) -> Child {
     let log = |name: &str| File::create(folder.join(name)).unwrap();
     command(folder, ports).stdout(log("stdout.log")).stderr(log("stderr.log")).spawn().unwrap()
 }
@@ -123,8 +123,8 @@ fn the_printed_line_works_at_once_and_the_key_is_shown_once() {
 
 #[test]
 fn a_taken_port_is_named() {
-    for taken in 0..3 {
-        let (folder, ports) = (TempDir::with_prefix("tollgate-test-").unwrap(), [(); 3].map(|()| Reserved::new()));
+    for taken in 0..4 {
+        let (folder, ports) = (TempDir::with_prefix("tollgate-test-").unwrap(), [(); 4].map(|()| Reserved::new()));
         let _listener = TcpListener::bind(ports[taken].address).unwrap();
         let mut child = spawn(folder.path(), &ports);
         let status = support::within(support::PATIENCE, || child.try_wait().unwrap());
@@ -135,4 +135,40 @@ fn a_taken_port_is_named() {
         assert!(said.contains(&ports[taken].address.port().to_string()), "the taken port is not named: {said}");
         assert!(!said.contains("panicked"), "{said}");
     }
+}
+
+#[test]
+fn every_start_prints_a_link_into_the_dashboard_that_is_good_once() {
+    let mut quickstart = Quickstart::start();
+    let link_of = |quickstart: &mut Quickstart| {
+        quickstart.curl_line();
+        until("the dashboard's line", || {
+            let said = quickstart.said();
+            let line = said.lines().find(|line| line.contains("dashboard"))?.to_owned();
+            let url = line.split_whitespace().find(|word| word.starts_with("http://"))?.to_owned();
+            said.contains("Metrics:").then_some(url)
+        })
+    };
+    let url = link_of(&mut quickstart);
+    let dashboard = quickstart.ports[3].address;
+    let path = url.strip_prefix(&format!("http://{dashboard}")).unwrap().to_owned();
+    let mut browser = support::Browser::new(dashboard);
+    assert_eq!((browser.open(&path).status, browser.open(&path).status), (200, 200));
+    browser.send(&path, &[]);
+    assert!(browser.page.contains("operator@localhost"), "{}", browser.page);
+    assert_eq!(support::Browser::new(dashboard).open(&path).status, 404);
+    let users = quickstart.json(&["user", "list"]);
+    let accounts = quickstart.json(&["account", "list"]);
+    assert_eq!((&users[0]["role"], &users[0]["account_id"]), (&"operator".into(), &accounts[0]["id"]));
+
+    quickstart.stop();
+    quickstart.child = spawn(quickstart.folder.path(), &quickstart.ports);
+    let next = link_of(&mut quickstart);
+    assert_ne!(next, url);
+    let path = next.strip_prefix(&format!("http://{dashboard}")).unwrap().to_owned();
+    let mut another = support::Browser::new(dashboard);
+    another.open(&path);
+    another.send(&path, &[]);
+    assert!(another.page.contains("operator@localhost"), "{}", another.page);
+    assert_eq!(quickstart.json(&["user", "list"]).as_array().unwrap().len(), 1);
 }

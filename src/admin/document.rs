@@ -8,7 +8,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::relay::meter::{TokensDocument, rfc3339};
-use crate::store::{Account, AuditEntry, By, Credit, Key, UsageTotal};
+use crate::store::{Account, AuditEntry, By, Credit, Key, UsageTotal, User};
 
 /// A customer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -190,16 +190,16 @@ pub struct AuditDocument {
     id: String,
     #[schema(format = DateTime)]
     at: String,
-    /// `cli`, `admin-token`, `stripe` or `relay`.
+    /// `user`, `cli`, `admin-token`, `stripe` or `relay`.
     actor_kind: String,
-    /// For `cli`, the Unix user's name.
+    /// For `user`, the e-mail address; for `cli`, the Unix user's name.
     #[schema(required)]
     actor_name: Option<String>,
     /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `subscription.start`,
     /// `subscription.renew`, `subscription.change`, `subscription.end`, `voucher.create`, `voucher.revoke`, `voucher.redeem`,
-    /// `payment.grant` or `payment.take_back`.
+    /// `payment.grant`, `payment.take_back`, `user.create`, `user.update`, `user.password` or `user.link`.
     action: String,
-    /// `account`, `key` or `voucher-batch`.
+    /// `account`, `key`, `voucher-batch` or `user`.
     subject_kind: String,
     subject_id: String,
     /// What changed, as it was; null where there was nothing.
@@ -224,4 +224,47 @@ impl From<AuditEntry> for AuditDocument {
             after: entry.after,
         }
     }
+}
+
+/// Somebody who may sign in to the dashboard.
+#[derive(Debug, Serialize)]
+pub struct UserDocument {
+    /// `user_…`.
+    pub id: String,
+    /// In lower case.
+    pub email: String,
+    /// `customer` or `operator`.
+    pub role: &'static str,
+    /// Whose keys, usage and money are theirs.
+    pub account_id: Option<String>,
+    /// `active`, `invited` (there is no password yet) or `suspended`.
+    pub status: &'static str,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+}
+
+impl From<&User> for UserDocument {
+    fn from(user: &User) -> Self {
+        Self {
+            id: user.id.clone(),
+            email: user.email.clone(),
+            role: user.role.name(),
+            account_id: user.account_id.clone(),
+            status: user.status(),
+            created_at: rfc3339(user.created_at_ms),
+        }
+    }
+}
+
+/// A link that lets somebody in once. This program sends no mail: pass it on.
+#[derive(Debug, Serialize)]
+pub struct LinkDocument {
+    /// Whom it lets in.
+    pub user: UserDocument,
+    /// `invite`, `reset` or `sign_in`.
+    pub purpose: &'static str,
+    /// The whole address, shown this once.
+    pub url: String,
+    /// RFC 3339, UTC.
+    pub expires_at: String,
 }

@@ -13,6 +13,8 @@ use super::sale::VOUCHER_AMOUNT_MAX;
 use crate::relay::meter::{NanoUsd, parse_nano_usd};
 
 const NAME_CHARACTERS_MAX: usize = 200;
+/// What mail allows.
+const EMAIL_BYTES_MAX: usize = 254;
 
 /// A name or note: something to read, on one line.
 pub fn name(text: &str) -> Result<String, &'static str> {
@@ -24,6 +26,17 @@ pub fn name(text: &str) -> Result<String, &'static str> {
         return Err("must be one line of at most 200 characters");
     }
     Ok(text.to_owned())
+}
+
+/// An e-mail address, in lower case. What is before and after the @ is the mail server's affair.
+pub fn email(text: &str) -> Result<String, &'static str> {
+    let text = text.trim().to_lowercase();
+    let (local, domain) = text.rsplit_once('@').unwrap_or_default();
+    let is_address = !local.is_empty()
+        && !domain.is_empty()
+        && text.len() <= EMAIL_BYTES_MAX
+        && !text.chars().any(|c| c.is_whitespace() || c.is_control() || matches!(c, '<' | '>' | '"' | ','));
+    if is_address { Ok(text) } else { Err("must be an e-mail address, as ada@example.com") }
 }
 
 /// An amount that moves a balance: decimal USD, either sign, not zero.
@@ -114,6 +127,24 @@ mod tests {
         assert_eq!(name(" Ada & Co. \u{e9}").as_deref(), Ok("Ada & Co. \u{e9}"));
         for text in ["", "  ", "two\nlines", "\u{1b}[31mred", &"x".repeat(201)] {
             assert!(name(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_in_lower_case() {
+        assert_eq!(email(" Ada@Example.COM ").as_deref(), Ok("ada@example.com"));
+        assert_eq!(email("operator@localhost").as_deref(), Ok("operator@localhost"));
+        for text in [
+            "",
+            "ada",
+            "@example.com",
+            "ada@",
+            "a b@c",
+            "a@b\nc",
+            "Ada <ada@example.com>",
+            &format!("{}@b", "x".repeat(254)),
+        ] {
+            assert!(email(text).is_err(), "{text:?}");
         }
     }
 

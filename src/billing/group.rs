@@ -1,6 +1,6 @@
 //! What is to be written next, and when.
 //!
-//! A finished request is written at once, for its client waits. All else can wait a little, and is then written together with
+//! A finished request is written at once where its client waits. All else can wait a little, and is then written together with
 //! others, or never: a request that ends before its row was due has none.
 //!
 //! Pure: what has come and the time go in, writes come out.
@@ -21,6 +21,8 @@ use super::state::Reserved;
 pub(super) struct Pace {
     /// From a request's admission to its row. What follows upon a power cut or a crash is decided by that row.
     pub(super) open_within_us: u64,
+    /// From a request's end to its batch, where the journal has it.
+    pub(super) spool_within_us: u64,
     /// From a checkpoint to the row's rewriting. The last one counts.
     pub(super) checkpoint_within_us: u64,
     /// From an acknowledgement, or a request that was given up, to the removal of its rows.
@@ -29,7 +31,12 @@ pub(super) struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { open_within_us: 4_000, checkpoint_within_us: 50_000, removal_within_us: 4_000 }
+        Self {
+            open_within_us: 20_000,
+            spool_within_us: 50_000,
+            checkpoint_within_us: 50_000,
+            removal_within_us: 50_000,
+        }
     }
 }
 
@@ -42,12 +49,23 @@ pub(super) struct Arrived {
     pub(super) opened: Vec<(Uuid, Arc<Facts>)>,
     /// The last word of each.
     pub(super) passed: HashMap<Uuid, Progress>,
-    pub(super) finished: Vec<Finished>,
+    finished: Vec<(Finished, Keeping)>,
+    /// Whether some of those are to be written at once.
+    is_hurried: bool,
     /// Requests that were given up, and what was reserved for them.
     pub(super) released: Vec<(Uuid, Reserved)>,
     pub(super) acknowledged: Vec<Acknowledgement>,
     /// Who waits for all to be written that came before.
     pub(super) flushes: Vec<oneshot::Sender<()>>,
+}
+
+/// How a finished request is kept.
+#[derive(Debug)]
+pub(super) enum Keeping {
+    /// It is an entry of the journal.
+    Journal(u64),
+    /// By its batch, and whoever waits for that is told.
+    Batch(oneshot::Sender<()>),
 }
 
 /// A sink's word, and who waits for it to be written.
@@ -70,6 +88,8 @@ pub(super) struct Group {
     /// Requests whose row is behind, in the same order.
     stale: VecDeque<Due>,
     finished: VecDeque<Ended>,
+    /// When the first of them is due.
+    finished_due_us: Option<u64>,
     removals: Vec<(Uuid, Reserved)>,
     acknowledged: Vec<Acknowledgement>,
     /// Who waits for a row of every request that runs.
@@ -105,6 +125,7 @@ enum Row {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) finished: Finished,
+    pub(super) keeping: Keeping,
     has_row: bool,
 }
 
@@ -133,7 +154,18 @@ impl Arrived {
 
     /// Whether somebody waits for what has come to be written.
     pub(super) fn is_urgent(&self) -> bool {
-        !(self.finished.is_empty() && self.flushes.is_empty())
+        self.is_hurried || !self.flushes.is_empty()
+    }
+
+    /// A request has ended.
+    pub(super) fn finish(&mut self, finished: Finished, keeping: Keeping) {
+        self.is_hurried |= matches!(keeping, Keeping::Batch(_));
+        self.finished.push((finished, keeping));
+    }
+
+    /// What has ended is to be written at once, though nobody waits.
+    pub(super) fn hurry(&mut self) {
+        self.is_hurried = true;
     }
 }
 
@@ -147,6 +179,7 @@ impl Group {
             staged: VecDeque::new(),
             stale: VecDeque::new(),
             finished: VecDeque::new(),
+            finished_due_us: None,
             removals: Vec::new(),
             acknowledged: Vec::new(),
             flushes: Vec::new(),
@@ -168,9 +201,14 @@ impl Group {
                 self.stale.push_back(Due { at_us: now_us + self.pace.checkpoint_within_us, id });
             }
         }
-        for finished in arrived.finished.drain(..) {
+        if !arrived.finished.is_empty() {
+            let due_us = if arrived.is_hurried { 0 } else { now_us + self.pace.spool_within_us };
+            self.finished_due_us = Some(self.finished_due_us.map_or(due_us, |first| first.min(due_us)));
+        }
+        arrived.is_hurried = false;
+        for (finished, keeping) in arrived.finished.drain(..) {
             let has_row = self.ended(finished.ticket);
-            self.finished.push_back(Ended { finished, has_row });
+            self.finished.push_back(Ended { finished, keeping, has_row });
         }
         for (id, reserved) in arrived.released.drain(..) {
             if self.ended(id) {
@@ -186,11 +224,11 @@ impl Group {
 
     /// When something is to be written; `None` where nothing waits.
     pub(super) fn due_us(&self) -> Option<u64> {
-        if !self.finished.is_empty() || !self.flushes.is_empty() {
+        if !self.flushes.is_empty() {
             return Some(0);
         }
         let firsts = [self.staged.front(), self.stale.front()].into_iter().flatten().map(|due| due.at_us);
-        firsts.chain(self.removals_due_us).min()
+        firsts.chain(self.finished_due_us).chain(self.removals_due_us).min()
     }
 
     /// How many requests have a row.
@@ -219,6 +257,7 @@ impl Group {
         }
         let ended = self.finished.len().min(self.records_max);
         portion.ended.extend(self.finished.drain(..ended));
+        self.finished_due_us = (!self.finished.is_empty()).then_some(0);
         portion.flushes.append(&mut self.flushes);
         portion.closed.extend(portion.ended.iter().filter(|ended| ended.has_row).map(|ended| ended.finished.ticket));
         Ok(portion)
@@ -251,6 +290,7 @@ impl Group {
         }
         for ended in portion.ended.into_iter().rev() {
             self.finished.push_front(ended);
+            self.finished_due_us = Some(0);
         }
         self.removals.extend(portion.removals);
         self.flushes.extend(portion.flushes);
@@ -290,11 +330,17 @@ impl Portion {
     /// Has it written.
     pub(super) fn write<T>(&self, write: impl FnOnce(Writes<'_>) -> T) -> T {
         let records: Vec<_> = self.ended.iter().map(|ended| &ended.finished.record).collect();
+        let journaled = |ended: &Ended| match ended.keeping {
+            Keeping::Journal(entry) => Some(entry),
+            Keeping::Batch(_) => None,
+        };
         write(Writes {
             opened: &self.opened,
             passed: &self.passed,
             closed: &self.closed,
             records: &records,
+            // They are in the journal's order.
+            journaled: self.ended.iter().rev().find_map(journaled),
             acknowledged: &self.acknowledged,
         })
     }

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! admitted → Recorder::open → a row in the spool (SQLite beside the relay), rewritten by Ticket::checkpoint
-//! ended → Ticket::finish → a batch in the row's place → Receipt::kept: the client gets the end
-//!                                 ├→ Store::settle ─────────┐
-//!                                 └→ each sink, on its own ─┴→ removed from the spool
+//! ended → Ticket::finish → the journal, a file of the process → Receipt::kept: the client gets the end
+//!                                 └→ a batch in the row's place
+//!                                      ├→ Store::settle ─────────┐
+//!                                      └→ each sink, on its own ─┴→ removed from the spool
 //! ```
+//!
+//! With `power` there is no journal, and the client waits for the batch.
 //!
 //! A request is admitted only with a [`Ticket`] in hand, for which there is room in the spool, so that recording it can neither fail
 //! nor wait. What is in the spool the ledger takes from there, at most once by its request id. While the store cannot be reached
@@ -24,7 +27,6 @@ mod debts;
 mod delivery;
 mod elsewhere;
 mod feed;
-mod gathering;
 mod group;
 mod holds;
 mod log_taker;
@@ -128,11 +130,11 @@ fn assemble<L: Ledger>(
     let state = Arc::new(BillingState::with_sinks(sinks.iter().map(sink_state).collect()));
     state.set_room(file.room()?);
     let own = Arc::clone(file.writer());
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::new(file.journal().cloned()));
     let (count, uncounted) = mpsc::unbounded_channel();
     let elsewhere = Elsewhere::new(place.path.clone(), Arc::clone(&own), Arc::clone(&state));
     let recorder = Recorder::new(Arc::clone(&inbox), count, elsewhere, Arc::clone(&state));
-    let interrupted = std::mem::take(&mut adopted.interrupted);
+    let found = std::mem::take(&mut adopted.found);
     let feed = |state: &Arc<SinkState>| Arc::new(Feed::new(Arc::clone(&own), Arc::clone(state)));
     let feeds: Vec<Arc<Feed>> = state.sinks().iter().map(feed).collect();
     let fed = sinks.into_iter().zip(&feeds).zip(of_sinks).map(|((sink, feed), OfSink { reader, parked })| {
@@ -144,7 +146,7 @@ fn assemble<L: Ledger>(
     books.inherit(adopted);
     let reading = Reading::new(Arc::clone(&inbox), reader);
     let delivery = Delivery::new(ledger, Arc::clone(&inbox), reading, Arc::clone(&books), own);
-    let worker = Worker { file, inbox, uncounted, interrupted, books, delivery, fed, times, pace: Pace::default() };
+    let worker = Worker { file, inbox, uncounted, found, books, delivery, fed, times, pace: Pace::default() };
     Ok((recorder, worker))
 }
 

@@ -139,24 +139,20 @@ impl Ticket {
     /// called from `Drop`. The client is not to see the answer's end before the receipt says that it is kept.
     pub fn finish(self, record: UsageRecord, unreported: Option<Unreported>) -> Receipt {
         let Self { mut place, hold } = self;
-        let (kept, receipt) = oneshot::channel();
         // There is none only after this.
-        let Some(reserved) = place.reserved.take() else { return Receipt(receipt) };
-        let ticket = place.id;
-        match unreported {
-            None => {
-                let charge = hold.settle(record.cost);
-                place.recorder.inbox.finished(Finished { ticket, record, charge, kept, reserved });
-            }
-            Some(passed) => {
-                let uncounted = Uncounted { ticket, record, hold, passed: Box::new(passed), kept, reserved };
-                if let Err(refused) = place.recorder.uncounted.send(uncounted) {
-                    // Nobody counts any more: the process ends.
-                    place.recorder.inbox.finished(refused.0.count());
-                }
-            }
+        let Some(reserved) = place.reserved.take() else { return Receipt(None) };
+        let (ticket, inbox) = (place.id, &place.recorder.inbox);
+        let Some(passed) = unreported else {
+            let charge = hold.settle(record.cost);
+            return Receipt(inbox.finished(Finished { ticket, record, charge, reserved }));
+        };
+        let (kept, receipt) = oneshot::channel();
+        let uncounted = Uncounted { ticket, record, hold, passed: Box::new(passed), kept, reserved };
+        if let Err(refused) = place.recorder.uncounted.send(uncounted) {
+            // Nobody counts any more: the process ends.
+            refused.0.end(inbox);
         }
-        Receipt(receipt)
+        Receipt(Some(receipt))
     }
 }
 
@@ -183,9 +179,9 @@ pub struct Progress {
     pub total_ms: i64,
 }
 
-/// Tells when a finished request is kept.
+/// Tells when a finished request is kept; without anything to wait for, where it is.
 #[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<()>);
+pub struct Receipt(Option<oneshot::Receiver<()>>);
 
 impl Receipt {
     /// Returns when the record survives what the spool's durability says.
@@ -193,7 +189,10 @@ impl Receipt {
     /// # Errors
     /// The record could not be kept; the client is not to be told that all is well.
     pub async fn kept(self) -> Result<(), NotKept> {
-        self.0.await.map_err(|_| NotKept)
+        match self.0 {
+            None => Ok(()),
+            Some(kept) => kept.await.map_err(|_| NotKept),
+        }
     }
 }
 
@@ -209,8 +208,6 @@ pub(super) struct Finished {
     pub(super) ticket: Uuid,
     pub(super) record: UsageRecord,
     pub(super) charge: Charge,
-    /// Told when the record is durable.
-    pub(super) kept: oneshot::Sender<()>,
     pub(super) reserved: Reserved,
 }
 
@@ -222,13 +219,14 @@ pub(super) struct Uncounted {
     record: UsageRecord,
     hold: Hold,
     passed: Box<Unreported>,
+    /// Told when the record is durable.
     kept: oneshot::Sender<()>,
     reserved: Reserved,
 }
 
 impl Uncounted {
-    /// Counts it and charges it. Takes milliseconds.
-    pub(super) fn count(self) -> Finished {
+    /// Counts it, charges it, and leaves it to be kept; says what it cost. Takes milliseconds.
+    pub(super) fn end(self, inbox: &Inbox) -> NanoUsd {
         let Self { ticket, mut record, hold, passed, kept, reserved } = self;
         record.estimated = true;
         // Whatever the text was: what was reported is billed, and its row goes.
@@ -236,8 +234,10 @@ impl Uncounted {
             Ok((usage, cost)) => (record.usage, record.cost) = (usage, cost),
             Err(_) => tracing::error!(request_id = %record.request_id, "usage could not be counted"),
         }
-        let charge = hold.settle(record.cost);
-        Finished { ticket, record, charge, kept, reserved }
+        let cost = record.cost;
+        let charge = hold.settle(cost);
+        inbox.counted(Finished { ticket, record, charge, reserved }, kept);
+        cost
     }
 }
 

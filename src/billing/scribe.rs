@@ -1,8 +1,9 @@
 //! The one who writes the spool, on a thread of its own.
 //!
 //! It takes what has come since it last looked, writes it in one transaction, wakes those who wait for it, and looks again: the more
-//! comes, the more is written together, and what comes alone is written alone and at once. Requests leave what they have to say in
-//! the [`Inbox`] and never wait there.
+//! comes, the more is written together. What is in the journal already is gathered for a while; what is not, because clients wait for
+//! the disk or the journal has no place, is written at once. Requests leave what they have to say in the [`Inbox`] and never wait
+//! there.
 //!
 //! A thread of ours and SQLite's own calls, where the store uses sqlx: there a statement is a hop to another thread and back, and a
 //! transaction is several. A client waits for this one.
@@ -15,12 +16,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::gathering::Gathering;
-use super::group::{Acknowledgement, Arrived, Group, Portion};
+use super::group::{Acknowledgement, Arrived, Group, Keeping, Portion};
 use super::log_taker;
 use super::open_row::Facts;
 use super::recorder::{Finished, Progress};
-use super::spool::{Acknowledged, Committed, SpoolError, SpoolFile, WriteError};
+use super::spool::{Acknowledged, Committed, Entry, Journal, SpoolError, SpoolFile, WriteError};
 use super::state::{BillingState, Reserved};
 use crate::relay::admit::Charge;
 use crate::relay::meter::UsageRecord;
@@ -38,14 +38,15 @@ const RETRY_FIRST_US: u64 = 10_000;
 const RETRY_MAX_US: u64 = 500_000;
 
 /// What is not urgent need not wake who looks again this soon: nothing of it is due before.
-const SOON: Duration = Duration::from_millis(4);
+const SOON: Duration = Duration::from_millis(20);
 
 /// Something else to be done with the file, between two transactions.
 type Job = Box<dyn FnOnce(&mut SpoolFile) -> Result<(), WriteError> + Send>;
 
 /// Where requests and sinks leave what is to be written.
-#[derive(Default)]
 pub(super) struct Inbox {
+    /// Where requests are kept that have ended, if clients do not wait for the disk.
+    journal: Option<Arc<Journal>>,
     held: Mutex<Held>,
     bell: Condvar,
 }
@@ -79,6 +80,10 @@ impl std::fmt::Debug for Inbox {
 }
 
 impl Inbox {
+    pub(super) fn new(journal: Option<Arc<Journal>>) -> Self {
+        Self { journal, held: Mutex::default(), bell: Condvar::new() }
+    }
+
     /// A request was admitted.
     pub(super) fn opened(&self, id: Uuid, facts: Arc<Facts>) {
         self.leave(false, |held| held.arrived.opened.push((id, facts)));
@@ -94,9 +99,40 @@ impl Inbox {
         self.leave(false, |held| held.arrived.released.push((id, reserved)));
     }
 
-    /// A request has ended, and its client waits.
-    pub(super) fn finished(&self, finished: Finished) {
-        self.leave(true, |held| held.arrived.finished.push(finished));
+    /// A request has ended. Where it is not kept already, says who tells when it is.
+    pub(super) fn finished(&self, finished: Finished) -> Option<oneshot::Receiver<()>> {
+        let finished = self.journal(finished)?;
+        let (kept, wait) = oneshot::channel();
+        self.leave(true, |held| held.arrived.finish(finished, Keeping::Batch(kept)));
+        Some(wait)
+    }
+
+    /// A request that has ended was counted; tells when it is kept.
+    pub(super) fn counted(&self, finished: Finished, kept: oneshot::Sender<()>) {
+        match self.journal(finished) {
+            // The client may have left.
+            None => drop(kept.send(())),
+            Some(finished) => self.leave(true, |held| held.arrived.finish(finished, Keeping::Batch(kept))),
+        }
+    }
+
+    /// Keeps a finished request in the journal; gives it back where it cannot. Entries come to the scribe in their order, which is how
+    /// it knows up to which of them the spool has all.
+    fn journal(&self, finished: Finished) -> Option<Finished> {
+        let Some((journal, entry)) = self.journal.as_ref().zip(Entry::of(&finished.record)) else {
+            return Some(finished);
+        };
+        let mut finished = Some(finished);
+        journal.append(entry, |written| {
+            let Some(finished) = finished.take() else { return };
+            self.leave(written.is_pressed, |held| {
+                held.arrived.finish(finished, Keeping::Journal(written.number));
+                if written.is_pressed {
+                    held.arrived.hurry();
+                }
+            });
+        });
+        finished
     }
 
     /// A sink has what it was given. Returns when that is written.
@@ -137,7 +173,14 @@ impl Inbox {
 
     /// Lets the scribe end, once what is here is written.
     pub(super) fn end(&self) {
+        self.close_journal();
         self.leave(true, |held| held.is_ending = true);
+    }
+
+    fn close_journal(&self) {
+        if let Some(journal) = &self.journal {
+            journal.close();
+        }
     }
 
     fn leave(&self, urgent: bool, leave: impl FnOnce(&mut Held)) {
@@ -152,14 +195,6 @@ impl Inbox {
             held.sleep = Sleep::Awake;
             drop(held);
             self.bell.notify_one();
-        }
-    }
-
-    /// Lets things come, for a moment in which nobody is woken for them.
-    fn gather(&self, time: Duration) {
-        let held = self.lock();
-        if !held.is_ending {
-            drop(self.bell.wait_timeout(held, time));
         }
     }
 
@@ -185,6 +220,7 @@ impl Inbox {
 
     /// Nothing is written any more: whoever waits is told so.
     pub(super) fn abandon(&self) {
+        self.close_journal();
         let mut held = self.lock();
         held.is_abandoned = true;
         let left = (std::mem::take(&mut held.arrived), std::mem::take(&mut held.jobs));
@@ -223,8 +259,6 @@ pub(super) struct Scribe<K> {
     is_freed: bool,
     /// The log is taken in when it is this large.
     log_bytes_due: u64,
-    /// Requests that have come to be finished so far.
-    finished: u64,
     /// Who does most of that before, from the time when the log is half as large.
     log_taker: Option<SyncSender<()>>,
     /// Whether it was told to.
@@ -253,7 +287,6 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             bytes_unmeasured: 0,
             is_freed: false,
             log_bytes_due,
-            finished: 0,
             log_taker: None,
             is_log_told: false,
             told_full_us: None,
@@ -293,7 +326,6 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
             // The log could not be taken in.
             return Err(SpoolError::Closed);
         }
-        self.finished += arrived.finished.len() as u64;
         self.group.take(arrived, now_us);
         if self.due_us().is_some_and(|due| due <= now_us) {
             self.write(now_us)?;
@@ -378,9 +410,11 @@ impl<K: FnMut(i64, Vec<Kept>)> Scribe<K> {
         self.state.add_used(bytes);
         let (mut kept, mut reserved) = (Vec::new(), Vec::new());
         for ended in portion.ended {
+            if let Keeping::Batch(kept) = ended.keeping {
+                // The client may have left.
+                let _ = kept.send(());
+            }
             let ended = ended.finished;
-            // The client may have left.
-            let _ = ended.kept.send(());
             kept.push(Kept { record: ended.record, charge: ended.charge });
             reserved.push(ended.reserved);
         }
@@ -477,17 +511,11 @@ where
 fn work<K: FnMut(i64, Vec<Kept>)>(inbox: &Inbox, scribe: &mut Scribe<K>) -> Result<(), SpoolError> {
     let began = Instant::now();
     let now_us = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let mut gathering = Gathering::default();
     loop {
-        if let Some(time) = gathering.time(now_us()) {
-            inbox.gather(time);
-        }
         let wait = scribe.due_us().map(|due| Duration::from_micros(due.saturating_sub(now_us())));
-        let finished = scribe.finished;
         if scribe.turn(inbox, wait, now_us)? {
             return Ok(());
         }
-        gathering.ended(scribe.finished - finished, now_us());
     }
 }
 

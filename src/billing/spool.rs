@@ -12,6 +12,7 @@
 //! Absent: threads, clocks and waiting. This is a file and what is done to it, one call after the other; [`super::scribe`] calls.
 
 mod adopt;
+mod journal;
 mod lock;
 mod log;
 mod park;
@@ -30,6 +31,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 pub(super) use self::adopt::Adopted;
+pub(super) use self::journal::{Entry, Journal};
 use self::lock::WriterLock;
 pub(super) use self::log::LogTaker;
 pub(super) use self::read::{ReadBack, SpoolReader};
@@ -124,6 +126,8 @@ pub(super) struct SpoolFile {
     /// This process, as its rows are marked.
     writer: Arc<str>,
     lock: WriterLock,
+    /// Where clients do not wait for the disk.
+    journal: Option<Arc<Journal>>,
     /// Dead writers whose batches are this process's to deliver.
     inherited: BTreeMap<Arc<str>, WriterLock>,
     /// This process's last batch.
@@ -145,6 +149,8 @@ pub(super) struct Writes<'a> {
     pub(super) closed: &'a [Uuid],
     /// Requests that have ended: a batch.
     pub(super) records: &'a [&'a UsageRecord],
+    /// Up to which entry of the journal that is all.
+    pub(super) journaled: Option<u64>,
     /// What sinks have taken.
     pub(super) acknowledged: &'a [Acknowledged],
 }
@@ -200,6 +206,10 @@ impl SpoolFile {
         let lock = WriterLock::take(&place.path, &writer)?.ok_or(SpoolError::Closed)?;
         let configured = place.sinks.iter().map(|sink| sink.name.clone());
         let sinks = std::iter::once(LEDGER.into()).chain(configured).collect::<Vec<Box<str>>>();
+        let journal = match place.durability {
+            Durability::Process => Some(Journal::create(&journal::path_of(&place.path, &writer), place.bytes_max)?),
+            Durability::Power => None,
+        };
         let opening = in_transaction(&connection, || {
             tables::migrate(&connection)?;
             connection.execute("INSERT INTO writers (writer, legacy) VALUES (?1, 0)", [&*writer])?;
@@ -211,7 +221,7 @@ impl SpoolFile {
             SpoolError::Database(source) => failed(source),
             other => other,
         })?;
-        Ok(Self {
+        let spool = Self {
             connection,
             path: place.path.clone(),
             bytes_max: place.bytes_max,
@@ -220,10 +230,13 @@ impl SpoolFile {
             cursors: HashMap::from([(Arc::clone(&writer), vec![0; sinks.len()])]),
             writer,
             lock,
+            journal: journal.map(Arc::new),
             inherited: BTreeMap::new(),
             number: 0,
             sinks,
-        })
+        };
+        spool.sweep()?;
+        Ok(spool)
     }
 
     /// This process, as its rows are marked.
@@ -233,6 +246,11 @@ impl SpoolFile {
 
     pub(super) fn sizes(&self) -> Sizes {
         self.sizes
+    }
+
+    /// Where requests that end are written first, if clients do not wait for the disk.
+    pub(super) fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.as_ref()
     }
 
     /// One who takes the log in from another thread.
@@ -248,9 +266,15 @@ impl SpoolFile {
             if let Some(number) = number {
                 insert_batch(&self.connection, &self.writer, number, writes.records)?;
             }
+            if let Some(entry) = writes.journaled {
+                self.connection.prepare_cached(JOURNALED)?.execute(params![&*self.writer, entry.cast_signed()])?;
+            }
             self.acknowledge(writes.acknowledged)
         })?;
         self.number = number.unwrap_or(self.number);
+        if let Some((journal, entry)) = self.journal.as_ref().zip(writes.journaled) {
+            journal.spooled(entry);
+        }
         self.has_trimmed(trimmed);
         Ok(Committed { number, log_bytes: self.log_bytes() })
     }
@@ -291,23 +315,33 @@ impl SpoolFile {
             FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()";
         let used: i64 = self.connection.prepare_cached(BYTES)?.query_row([], |row| row.get(0))?;
         let log = self.sizes.log_bytes_max.max(self.log_bytes());
-        let used = u64::try_from(used).unwrap_or(0).saturating_add(log);
+        let journal = self.journal.as_ref().map_or(0, |journal| journal.bytes_max());
+        let used = u64::try_from(used).unwrap_or(0).saturating_add(log + journal);
         Ok(Room { used, limit: space::limit(&self.path, self.bytes_max) })
     }
 
-    /// Ends the process's part in good order: the log is in the file, and whoever comes next need not wonder whether it lives.
+    /// Ends the process's part in good order: the log is in the file, and whoever comes next need not wonder whether it lives. What of
+    /// the journal found no room is left to them, as after a crash.
     pub(super) fn close(self) -> Result<(), WriteError> {
         const FORGET: &str = "DELETE FROM writers WHERE writer = ?1
             AND NOT EXISTS (SELECT 1 FROM batches WHERE writer = ?1)
             AND NOT EXISTS (SELECT 1 FROM open_requests WHERE writer = ?1)";
         const FORGET_CURSORS: &str = "DELETE FROM cursors WHERE writer NOT IN (SELECT writer FROM writers)";
-        in_transaction(&self.connection, || {
-            self.connection.execute(FORGET, [&*self.writer])?;
-            self.connection.execute(FORGET_CURSORS, [])?;
-            Ok(())
-        })?;
+        let is_ahead = self.journal.as_ref().is_some_and(|journal| {
+            journal.close();
+            journal.is_ahead()
+        });
+        if !is_ahead {
+            in_transaction(&self.connection, || {
+                self.connection.execute(FORGET, [&*self.writer])?;
+                self.connection.execute(FORGET_CURSORS, [])?;
+                Ok(())
+            })?;
+        }
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        self.lock.remove();
+        if !is_ahead {
+            self.lock.remove();
+        }
         Ok(())
     }
 
@@ -387,6 +421,9 @@ impl SpoolFile {
         self.connection.prepare_cached(ANY)?.query_row([writer], |row| row.get(0))
     }
 }
+
+/// Up to which entry of a writer's journal the spool has them.
+const JOURNALED: &str = "UPDATE writers SET journaled = ?2 WHERE writer = ?1";
 
 /// What acknowledging came to, once it is committed.
 #[derive(Debug, Default)]

@@ -40,8 +40,8 @@ pub struct Worker<L = Store> {
     pub(super) file: SpoolFile,
     pub(super) inbox: Arc<Inbox>,
     pub(super) uncounted: mpsc::UnboundedReceiver<Uncounted>,
-    /// What was going on when an earlier process died.
-    pub(super) interrupted: Vec<UsageRecord>,
+    /// What earlier processes had not spooled when they died.
+    pub(super) found: Vec<UsageRecord>,
     pub(super) books: Arc<Books>,
     pub(super) delivery: Delivery<L>,
     /// The sinks besides the ledger, and what each is fed from.
@@ -71,9 +71,9 @@ impl<L: Ledger> Worker<L> {
     ///
     /// `observe` sees each record once, when it is durable.
     pub async fn run(self, shutdown: impl Future<Output = ()>, observe: impl Fn(&UsageRecord) + Send + Sync + 'static) {
-        let Self { file, inbox, uncounted, interrupted, books, mut delivery, fed, times, pace } = self;
+        let Self { file, inbox, uncounted, found, books, mut delivery, fed, times, pace } = self;
         let observe = Arc::new(observe);
-        interrupted.iter().for_each(|record| observe(record));
+        found.iter().for_each(|record| observe(record));
         let seen_by = Arc::clone(&observe);
         let scribe = scribe_of(file, pace, &books, move |record| seen_by(record));
         let state = Arc::clone(&books.state);
@@ -214,7 +214,7 @@ async fn count(
         let place = Arc::clone(&places).acquire_owned().await;
         let inbox = Arc::clone(inbox);
         tokio::task::spawn_blocking(move || {
-            inbox.finished(next.count());
+            next.end(&inbox);
             drop(place);
         });
     }
@@ -234,7 +234,7 @@ async fn adopt(
         }
         match inbox.ask(SpoolFile::adopt).await {
             Ok(adopted) => {
-                adopted.interrupted.iter().for_each(observe);
+                adopted.found.iter().for_each(observe);
                 books.inherit(adopted);
             }
             Err(SpoolError::Closed) => return,

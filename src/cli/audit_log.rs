@@ -16,7 +16,7 @@ const PAGE_ENTRIES: u32 = 1_000;
 
 #[derive(Debug, Args)]
 pub(super) struct AuditLog {
-    /// Only changes of this account or key
+    /// Only changes of this account, key or user
     #[arg(long, value_name = "ID")]
     subject: Option<String>,
     /// An RFC 3339 time, a UTC date, or how long ago: 24h, 7d

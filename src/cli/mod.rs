@@ -15,6 +15,7 @@ mod serve;
 mod store;
 mod subscription;
 mod usage;
+mod user;
 mod value;
 mod voucher;
 
@@ -64,6 +65,8 @@ enum Command {
     Subscription(subscription::Subscription),
     /// Credit for whoever has a code
     Voucher(voucher::Voucher),
+    /// People who sign in to the dashboard
+    User(user::User),
     /// What was used and what it cost
     Usage(usage::Usage),
     /// Re-derive every balance from the ledger and compare
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Plan(command) => command.run(&common),
         Command::Subscription(command) => command.run(&common),
         Command::Voucher(command) => command.run(&common),
+        Command::User(command) => command.run(&common),
         Command::Usage(command) => command.run(&common),
         Command::Audit(command) => command.run(&common),
         Command::AuditLog(command) => command.run(&common),

@@ -10,8 +10,8 @@ use super::payment::{self, Payment};
 use super::plan::{self, PlanRow};
 use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
-use super::snapshot::{BillingConfig, Limits, Listen, StoreConfig, TracesConfig};
-use super::{listen, settings, telemetry};
+use super::snapshot::{BillingConfig, DashboardConfig, Limits, Listen, StoreConfig, TracesConfig};
+use super::{dashboard, listen, settings, telemetry};
 use crate::relay::route::Secret;
 
 /// How deep files may include files.
@@ -33,6 +33,7 @@ pub(super) struct Draft {
     pub(super) billing: Single<BillingConfig>,
     pub(super) limits: Single<Limits>,
     pub(super) admin: Single<Secret>,
+    pub(super) dashboard: Single<DashboardConfig>,
     pub(super) telemetry: Single<Option<TracesConfig>>,
     pub(super) payment: Single<Payment>,
     pub(super) plans: Vec<Row<PlanRow>>,
@@ -102,6 +103,7 @@ impl Draft {
         self.billing.read(root.optional("billing"), settings::billing);
         self.limits.read(root.optional("limits"), settings::limits);
         self.admin.read(root.optional("admin"), settings::admin);
+        self.dashboard.read(root.optional("dashboard"), dashboard::read);
         self.telemetry.read(root.optional("telemetry"), telemetry::read);
         self.payment.read(root.optional("payment"), payment::read);
         if let Some(shared) = root.optional("shared") {

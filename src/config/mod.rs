@@ -10,6 +10,7 @@
 //!
 //! Deliberately absent: opening anything that a configuration names (`check` touches nothing), and secrets in text.
 
+mod dashboard;
 mod draft;
 mod files;
 mod listen;
@@ -41,8 +42,8 @@ use reader::Reading;
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
 pub use snapshot::{
-    BillingConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot, StoreConfig,
-    StripeConfig, TracesConfig,
+    BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot,
+    StoreConfig, StripeConfig, TracesConfig,
 };
 
 /// Which of the providers that are written down must be usable.
@@ -101,6 +102,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let billing = std::mem::take(&mut draft.billing).into_content().unwrap_or_default();
     let limits = std::mem::take(&mut draft.limits).into_content().unwrap_or_default();
     let admin_token = std::mem::take(&mut draft.admin).into_content();
+    let dashboard = std::mem::take(&mut draft.dashboard).into_content().unwrap_or_default();
     let traces = std::mem::take(&mut draft.telemetry).into_content().flatten();
     let payment = std::mem::take(&mut draft.payment).into_content().unwrap_or_default();
     let (catalogue, mut left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
@@ -118,6 +120,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
         billing,
         limits,
         admin_token,
+        dashboard,
         traces,
         stripe: payment.stripe,
         catalogue,
@@ -131,6 +134,9 @@ fn check_across_tables(draft: &Draft, path: &Path, mistakes: &Mistakes) {
     if draft.listen.place().is_none() {
         let what = "[listen] is missing; add it with http = \"127.0.0.1:8080\"";
         mistakes.report_absence_anywhere(&Place { file: path.into(), line: 1 }, what);
+    }
+    if let (Some(place), Some(dashboard)) = (draft.dashboard.place(), draft.dashboard.content()) {
+        dashboard::check(dashboard, place, &draft.plans, mistakes);
     }
     let (store, billing) = (draft.store.content(), draft.billing.content());
     let store_path = store.and_then(|store| store.url.strip_prefix("sqlite://")).map(Path::new);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustls::sign::CertifiedKey;
 
+use crate::relay::meter::NanoUsd;
 use crate::relay::route::{Catalogue, Secret};
 use crate::relay::webhook::SigningKey;
 
@@ -25,6 +26,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// What the admin API asks of who uses it; without, there is none.
     pub admin_token: Option<Secret>,
+    /// How people reach the dashboard, and on what terms they come in.
+    pub dashboard: DashboardConfig,
     /// Where traces go, if there are to be any. Begun once, at the start.
     pub traces: Option<TracesConfig>,
     /// How customers pay by Stripe, if they may.
@@ -90,6 +93,58 @@ pub struct Https {
     pub key: PathBuf,
     /// Both, as they were when this configuration was read; they belong together.
     pub identity: Arc<CertifiedKey>,
+}
+
+/// `[dashboard]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DashboardConfig {
+    /// The origin by which browsers reach it, where that is not `listen.dashboard` itself; no slash at its end.
+    pub public_url: Option<Box<str>>,
+    /// The base URL of the client API that customers are shown, where it is not that of `[listen]`; no slash at its end.
+    pub api_url: Option<Box<str>>,
+    /// Whether anybody may make themselves an account.
+    pub registration: bool,
+    /// What such an account is given.
+    pub starting_credit: NanoUsd,
+    /// The plan of such an account.
+    pub starting_plan: Box<str>,
+    /// How long somebody stays signed in, whatever they do.
+    pub session_max: Duration,
+    /// How long somebody who does nothing stays signed in.
+    pub session_idle_max: Duration,
+}
+
+impl Default for DashboardConfig {
+    fn default() -> Self {
+        Self {
+            public_url: None,
+            api_url: None,
+            registration: false,
+            starting_credit: NanoUsd(0),
+            starting_plan: "free".into(),
+            session_max: Duration::from_secs(30 * 24 * 3_600),
+            session_idle_max: Duration::from_secs(24 * 3_600),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Where a browser finds the dashboard, if it is served; no slash at its end.
+    pub fn dashboard_url(&self) -> Option<String> {
+        let served_at = self.listen.dashboard?;
+        Some(self.dashboard.public_url.as_deref().map_or_else(|| format!("http://{served_at}"), str::to_owned))
+    }
+
+    /// The base URL of the client API, `/v1` included, as customers are to write it.
+    pub fn api_url(&self) -> String {
+        let listen = &self.listen;
+        let served = || match (listen.http, &listen.https) {
+            (Some(http), _) => format!("http://{http}/v1"),
+            (None, Some(https)) => format!("https://{}/v1", https.address),
+            (None, None) => "/v1".to_owned(),
+        };
+        self.dashboard.api_url.as_deref().map_or_else(served, str::to_owned)
+    }
 }
 
 /// `[store]`.

@@ -1,102 +1,28 @@
-//! The listener of the admin API: hyper serves `admin`'s router on what Pingora's application is handed, HTTP/1.1 only, so that the
-//! socket is handed over at an upgrade as the others are.
-//!
-//! Deliberately absent: the routes, and who may use them, which are `admin`'s.
+//! What `admin` asks of the process that serves it.
 
-use std::convert::Infallible;
-use std::future::Future;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use axum::Router;
-use axum::response::Response;
-use http::{HeaderValue, Request, header};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use pingora::apps::ServerApp;
-use pingora::protocols::Stream;
-use pingora::server::ShutdownWatch;
 
 use super::Shared;
 use super::failed_logins::Failed;
-use crate::admin::api::{self, Api, ConfigStatus, Moment, Peer, Process};
+use crate::admin::api::{self, Api, ConfigStatus, Moment, Process};
+use crate::admin::dashboard::{self, Dashboard};
 use crate::admin::{Behind, Readiness};
 
-/// How much of a head is read.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-
-/// `listen.admin`.
-pub(super) struct AdminListener {
-    shared: Arc<Shared>,
-    routes: Router,
+/// The routes of `listen.admin`.
+pub(super) fn api_routes(shared: &Arc<Shared>) -> Router {
+    api::router(Api::new(Arc::clone(&shared.live), &shared.store, Arc::new(Here(Arc::clone(shared)))))
 }
 
-impl AdminListener {
-    pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        let process = Arc::new(Here(Arc::clone(shared)));
-        let api = Api::new(Arc::clone(&shared.live), &shared.store, process);
-        Self { shared: Arc::clone(shared), routes: api::router(api) }
-    }
-
-    /// Answers one request. Whoever asks a process that leaves is told to ask the next on another connection.
-    fn answer(
-        &self,
-        mut request: Request<Incoming>,
-        peer: Peer,
-    ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
-        request.extensions_mut().insert(peer);
-        let (answer, shared) = (TowerToHyperService::new(self.routes.clone()).call(request), Arc::clone(&self.shared));
-        async move {
-            let mut answer = answer.await?;
-            if shared.stage.is_leaving() {
-                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(answer)
-        }
-    }
+/// The routes of `listen.dashboard`.
+pub(super) fn dashboard_routes(shared: &Arc<Shared>) -> Router {
+    dashboard::router(Dashboard::new(Arc::clone(&shared.live), &shared.store, Arc::new(Here(Arc::clone(shared)))))
 }
 
-#[async_trait]
-impl ServerApp for AdminListener {
-    async fn process_new(self: &Arc<Self>, stream: Stream, leaving: &ShutdownWatch) -> Option<Stream> {
-        let digest = stream.get_socket_digest();
-        let address = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
-        let peer = Peer(address.map(|address| address.ip().to_canonical()));
-        let (was_asked, asked) = (Arc::new(AtomicBool::new(false)), Arc::clone(self));
-        let service = {
-            let was_asked = Arc::clone(&was_asked);
-            service_fn(move |request| {
-                was_asked.store(true, Ordering::Relaxed);
-                asked.answer(request, peer)
-            })
-        };
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.shared.live.load().limits.header_max)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        let mut leaving = leaving.clone();
-        // How a connection ends is its client's affair.
-        tokio::select! {
-            _ = connection.as_mut() => return None,
-            _ = leaving.wait_for(|leaving| *leaving) => {}
-        }
-        // One that was let in and has not asked yet is answered once.
-        if was_asked.load(Ordering::Relaxed) {
-            connection.as_mut().graceful_shutdown();
-        }
-        let _ = connection.await;
-        None
-    }
-}
-
-/// This process, as the API sees it.
+/// This process, as they see it.
 struct Here(Arc<Shared>);
 
 #[async_trait]
@@ -136,6 +62,10 @@ impl Process for Here {
 
     fn wrong_token(&self, from: Option<IpAddr>) {
         self.0.failed_logins.count(Failed::AdminToken, from);
+    }
+
+    fn may_try_password(&self, from: Option<IpAddr>, email: &str) -> bool {
+        self.0.failed_logins.may_try_password(from, email, self.0.live.load().limits.failed_auth_per_minute_max)
     }
 }
 

@@ -88,6 +88,7 @@ fn addresses(listen: &Listen) -> impl Iterator<Item = (&'static str, SocketAddr)
     [
         ("listen.http", listen.http),
         ("listen.https", listen.https.as_ref().map(|https| https.address)),
+        ("listen.dashboard", listen.dashboard),
         ("listen.admin", listen.admin),
         ("listen.metrics", listen.metrics),
     ]

@@ -40,6 +40,7 @@ mod stage;
 mod tape;
 mod tries;
 mod upstream;
+mod web;
 mod wire;
 mod work;
 

@@ -18,7 +18,7 @@ use pingora_proxy::HttpProxy;
 use tokio::runtime::{Handle, Runtime};
 
 use super::Shared;
-use super::admin_api::AdminListener;
+use super::admin_api::{api_routes, dashboard_routes};
 use super::certificates::Certificates;
 use super::doors::{Door, Guests, Sockets};
 use super::ending::{End, Signals};
@@ -27,6 +27,7 @@ use super::listeners::Gate;
 use super::machines::MetricsListener;
 use super::notify::{Notifier, Watchdog};
 use super::phases::Relay;
+use super::web::WebListener;
 use super::work::Work;
 use crate::config::{self, Live, Snapshot};
 use crate::store::Store;
@@ -174,9 +175,15 @@ fn run_pingora(
     clients.add(sockets.of("listen.https").map_err(process)?);
     let (guests, runtime) = (clients.guests(), clients.runtime());
     server.add_service(clients);
-    let mut admin = Door::new("admin", AdminListener::new(shared), 1, &shared.stage);
+    let mut admin = Door::new("admin", WebListener::new(shared, api_routes(shared)), 1, &shared.stage);
     admin.add(sockets.of("listen.admin").map_err(process)?);
     server.add_service(admin);
+    if snapshot.listen.dashboard.is_some() {
+        let routes = dashboard_routes(shared);
+        let mut dashboard = Door::new("dashboard", WebListener::new(shared, routes), 1, &shared.stage);
+        dashboard.add(sockets.of("listen.dashboard").map_err(process)?);
+        server.add_service(dashboard);
+    }
     let mut metrics = Door::new("metrics", MetricsListener(Arc::clone(shared)), 1, &shared.stage);
     metrics.add(sockets.of("listen.metrics").map_err(process)?);
     server.add_service(metrics);

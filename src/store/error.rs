@@ -54,6 +54,15 @@ pub enum StoreError {
     /// The caller's mistake: there is no such key.
     #[error("there is no key {0:?}; `tollgate key list` shows them")]
     UnknownKey(String),
+    /// The caller's mistake: there is no such person.
+    #[error("there is no user {0:?}; `tollgate user list` shows them")]
+    UnknownUser(String),
+    /// The caller's mistake: somebody else has this address.
+    #[error("there is a user with this address already")]
+    EmailTaken,
+    /// The caller's mistake: somebody who is suspended is not let in.
+    #[error("this user is suspended; resume them first")]
+    UserSuspended,
     /// The caller's mistake: the balance would leave what can be held exactly.
     #[error("the balance would pass the largest amount that can be kept")]
     AmountTooLarge,

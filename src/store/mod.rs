@@ -1,4 +1,5 @@
-//! Accounts, keys, ledger, usage, subscriptions and vouchers at rest, who changed what of them, and what requests with an `Idempotency-Key` were answered.
+//! Accounts, keys, ledger, usage, subscriptions and vouchers at rest, the people who sign in, who changed what of them, and what
+//! requests with an `Idempotency-Key` were answered.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
 //! well (numbered placeholders, shared types, of upserts only `ON CONFLICT`), so that several nodes can share a store
@@ -21,6 +22,7 @@ mod idempotency;
 mod key;
 mod ledger;
 mod open;
+mod people;
 mod period;
 mod spool;
 mod stripe;
@@ -37,6 +39,7 @@ pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
+pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
 pub use stripe::{StripeOutcome, StripePlans};
 pub use subscription::{Offer, PaidBy, Period, Renewal, Subscription, SubscriptionChange};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};

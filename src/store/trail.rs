@@ -22,6 +22,8 @@ pub enum Actor {
     AdminToken,
     /// Stripe, by a signed event.
     Stripe,
+    /// Somebody who is signed in: their e-mail address.
+    User(Arc<str>),
 }
 
 impl Actor {
@@ -32,13 +34,14 @@ impl Actor {
             Actor::Cli(_) => "cli",
             Actor::AdminToken => "admin-token",
             Actor::Stripe => "stripe",
+            Actor::User(_) => "user",
         }
     }
 
     /// Which one of its kind, where there are several.
     pub fn name(&self) -> Option<&str> {
         match self {
-            Actor::Cli(user) => Some(user),
+            Actor::Cli(name) | Actor::User(name) => Some(name),
             Actor::Relay | Actor::AdminToken | Actor::Stripe => None,
         }
     }
@@ -57,9 +60,9 @@ pub struct AuditEntry {
     pub actor_name: Option<String>,
     /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `subscription.start`,
     /// `subscription.renew`, `subscription.change`, `subscription.end`, `voucher.create`, `voucher.revoke`, `voucher.redeem`,
-    /// `payment.grant` or `payment.take_back`.
+    /// `payment.grant`, `payment.take_back`, `user.create`, `user.update`, `user.password` or `user.link`.
     pub action: String,
-    /// `account`, `key` or `voucher-batch`.
+    /// `account`, `key`, `voucher-batch` or `user`.
     pub subject_kind: String,
     /// Its id.
     pub subject_id: String,
@@ -117,6 +120,10 @@ pub(super) enum Action {
     VoucherRedeem,
     PaymentGrant,
     PaymentTakeBack,
+    UserCreate,
+    UserUpdate,
+    UserPassword,
+    UserLink,
 }
 
 impl Action {
@@ -136,6 +143,10 @@ impl Action {
             Action::VoucherRedeem => "voucher.redeem",
             Action::PaymentGrant => "payment.grant",
             Action::PaymentTakeBack => "payment.take_back",
+            Action::UserCreate => "user.create",
+            Action::UserUpdate => "user.update",
+            Action::UserPassword => "user.password",
+            Action::UserLink => "user.link",
         }
     }
 
@@ -153,6 +164,7 @@ impl Action {
             | Action::VoucherRedeem
             | Action::PaymentGrant
             | Action::PaymentTakeBack => "account",
+            Action::UserCreate | Action::UserUpdate | Action::UserPassword | Action::UserLink => "user",
         }
     }
 }

@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+pub mod browser;
 pub mod cases;
 pub mod client;
 pub mod decoded;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+pub use browser::Browser;
 pub use client::{Connection, End, Request, Response};
 pub use manager::Manager;
 pub use relay::{Account, Relay};

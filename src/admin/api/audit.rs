@@ -16,7 +16,7 @@ use crate::store::AuditFilter;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Asked {
-    /// Only changes of this account or key
+    /// Only changes of this account, key or user
     subject: Option<String>,
     /// Only changes from then on: RFC 3339, a UTC date, or how long ago (`24h`, `7d`)
     since: Option<String>,

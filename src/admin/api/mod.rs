@@ -54,6 +54,8 @@ pub trait Process: Send + Sync {
     fn is_guessing(&self, from: Option<IpAddr>) -> bool;
     /// A wrong token came from there.
     fn wrong_token(&self, from: Option<IpAddr>);
+    /// Counts that somebody from there tries the password of that e-mail address, and answers whether they may.
+    fn may_try_password(&self, from: Option<IpAddr>, email: &str) -> bool;
 }
 
 /// A moment, by the relay's clock and by the wall clock.

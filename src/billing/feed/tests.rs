@@ -37,7 +37,7 @@ impl Process {
         let (own, parked) = (Arc::clone(file.writer()), reader.count_parked(HOOK).unwrap());
         let state = Arc::new(BillingState::with_sinks(vec![Arc::new(SinkState::new(HOOK))]));
         let feed = Arc::new(Feed::new(Arc::clone(&own), Arc::clone(&state.sinks()[0])));
-        let inbox = Arc::new(Inbox::default());
+        let inbox = Arc::new(Inbox::new(None));
         let reading = Reading::new(Arc::clone(&inbox), reader);
         let mut source = SpoolSource::new(Arc::clone(&feed), Arc::clone(&inbox), reading, Times::real(), parked);
         source.gather = Duration::ZERO;

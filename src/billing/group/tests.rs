@@ -7,7 +7,8 @@ use super::*;
 use crate::relay::admit::{Charge, Purse, Spending};
 use crate::relay::meter::{NanoUsd, Usage};
 
-const PACE: Pace = Pace { open_within_us: 4_000, checkpoint_within_us: 50_000, removal_within_us: 4_000 };
+const PACE: Pace =
+    Pace { open_within_us: 4_000, spool_within_us: 10_000, checkpoint_within_us: 50_000, removal_within_us: 4_000 };
 
 fn reserved() -> Reserved {
     let state = Arc::new(BillingState::default());
@@ -21,8 +22,7 @@ fn finished(number: u128) -> Finished {
         spending: Arc::new(Spending::new(NanoUsd(0), 0)),
         cost: NanoUsd(0),
     };
-    let (kept, _) = oneshot::channel();
-    Finished { ticket: Uuid::from_u128(number), record: record(number), charge, kept, reserved: reserved() }
+    Finished { ticket: Uuid::from_u128(number), record: record(number), charge, reserved: reserved() }
 }
 
 fn progress(total_ms: i64) -> Progress {
@@ -55,8 +55,17 @@ impl Told {
     }
 
     fn finish(mut self, numbers: impl IntoIterator<Item = u128>) -> Self {
-        self.arrived.finished.extend(numbers.into_iter().map(finished));
+        for number in numbers {
+            self.arrived.finish(finished(number), Keeping::Batch(oneshot::channel().0));
+        }
         self.take(0)
+    }
+
+    fn journal(mut self, numbers: impl IntoIterator<Item = u64>, now_us: u64) -> Self {
+        for number in numbers {
+            self.arrived.finish(finished(number.into()), Keeping::Journal(number));
+        }
+        self.take(now_us)
     }
 
     fn release(mut self, number: u128, now_us: u64) -> Self {
@@ -144,6 +153,32 @@ fn of_checkpoints_the_last_is_written_and_none_of_what_ended() {
     let mut told = told.finish([2]).pass(2, 9, 60_000);
     assert_eq!(told.portion(90_000), [vec![], vec![], vec![2], vec![2]]);
     assert_eq!(told.group.due_us(), None);
+}
+
+#[test]
+fn what_the_journal_has_is_gathered_until_somebody_waits() {
+    let mut told = Told::new().journal([1], 500).journal([2], 9_000);
+    assert_eq!(told.group.due_us(), Some(10_500), "the first says when");
+    let portion = told.group.portion(10_500).unwrap();
+    assert_eq!(portion.write(|writes| (writes.records.len(), writes.journaled)), (2, Some(2)));
+    assert_eq!(told.group.due_us(), None);
+
+    let mut told = told.journal([3, 4, 5, 6], 20_000).finish([7]);
+    assert_eq!(told.group.due_us(), Some(0), "one of them waits");
+    let first = told.group.portion(20_000).unwrap();
+    assert_eq!(first.write(|writes| writes.journaled), Some(5), "there is no room for more");
+    told.group.put_back(first);
+    let first = told.group.portion(20_000).unwrap();
+    assert_eq!(first.write(|writes| writes.journaled), Some(5));
+    let second = told.group.portion(20_000).unwrap();
+    assert_eq!(Told::numbers(&second)[3], [6, 7]);
+    assert_eq!(second.write(|writes| writes.journaled), Some(6));
+
+    let mut told = told.finish([8]);
+    assert_eq!(told.group.portion(0).unwrap().write(|writes| writes.journaled), None);
+    told.arrived.hurry();
+    assert!(told.arrived.is_urgent());
+    assert_eq!(told.journal([9], 30_000).group.due_us(), Some(0), "the journal is nearly full");
 }
 
 #[test]

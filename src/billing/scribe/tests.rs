@@ -102,7 +102,6 @@ impl Process {
     }
 
     fn finish(&mut self, number: u128, world: &mut World) {
-        let (kept, wait) = oneshot::channel();
         let charge = Charge {
             account: Arc::new(Purse::new(NanoUsd(0), 0)),
             spending: Arc::new(Spending::new(NanoUsd(0), 0)),
@@ -113,8 +112,21 @@ impl Process {
         reserved.set_room(crate::billing::spool::Room { used: 0, limit: u64::MAX });
         let reserved = reserved.reserve(1).unwrap();
         let record = UsageRecord { cost: NanoUsd(FINAL), model: long_name(), ..record(number) };
-        self.arrived.finished.push(Finished { ticket: Uuid::from_u128(number), record, charge, kept, reserved });
-        world.waiting.insert(number, wait);
+        let entry = Entry::of(&record).unwrap();
+        let mut finished = Some(Finished { ticket: Uuid::from_u128(number), record, charge, reserved });
+        let journal = self.scribe.file.journal().unwrap();
+        let arrived = &mut self.arrived;
+        journal.append(entry, |written| {
+            arrived.finish(finished.take().unwrap(), Keeping::Journal(written.number));
+        });
+        match finished {
+            None => drop(world.acknowledged.insert(number)),
+            Some(finished) => {
+                let (kept, wait) = oneshot::channel();
+                arrived.finish(finished, Keeping::Batch(kept));
+                world.waiting.insert(number, wait);
+            }
+        }
     }
 
     fn step(&mut self, world: &mut World) {
@@ -239,7 +251,7 @@ proptest! {
 
 #[test]
 fn what_is_urgent_wakes_and_the_rest_waits_for_its_time() {
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::new(None));
     let facts = Facts { account: "a".into(), key: "k".into(), model: "m".into(), started_at_ms: 1, hold: 9 };
     let (took, told) = mpsc::channel();
     let looking = Arc::clone(&inbox);

@@ -249,12 +249,11 @@ impl Process {
 
     /// Counts what is the first to be counted; says of which request, and what it came to.
     pub(super) fn count(&mut self, world: &mut World) -> Option<(usize, i64)> {
-        let finished = self.uncounted.try_recv().ok()?.count();
+        let uncounted = self.uncounted.try_recv().ok()?;
         let request = self.counting.remove(0);
-        let cost = finished.record.cost.0;
+        let cost = uncounted.end(&self.inbox).0;
         world.requests[request].end = End::Finished(cost);
         world.requests[request].costs.insert(cost);
-        self.inbox.finished(finished);
         Some((request, cost))
     }
 
@@ -331,7 +330,7 @@ impl Process {
         world.has_died(number);
     }
 
-    fn hear_receipts(&mut self, world: &mut World) {
+    pub(super) fn hear_receipts(&mut self, world: &mut World) {
         let (number, is_broken) = (self.number, self.is_broken());
         self.waiting.retain_mut(|(request, kept)| match poll(kept) {
             Poll::Pending => true,

@@ -371,14 +371,25 @@ impl<'a> Simulation<'a> {
     /// All processes end, one in the midst of a write, and the disk is as it was then.
     fn tear(&mut self, place: usize) {
         // Mostly there is something to write.
+        let journals = disk::journals(&self.place.path);
         self.finish_one(place);
         self.world.now_us += *self.world.chance.pick(&PAUSES_US);
         let before = Files::read(&self.place.path);
         let number = self.processes[place].number;
+        if self.world.chance.one_in(4) && before.has_other(&journals) {
+            self.world.log(|| format!("all die, p{number} in the midst of an entry of its journal"));
+            let left = before.with_entry_torn(&journals, &mut self.world.chance);
+            return self.begin_after(&left);
+        }
         let _ = self.processes[place].turn(&mut self.world, self.runtime, false);
         let after = Files::read(&self.place.path);
         let (left, how) = before.torn(after, &mut self.world.chance);
         self.world.log(|| format!("all die, p{number} {how}"));
+        self.begin_after(&left);
+    }
+
+    /// All processes end, and another begins with what is left on the disk.
+    fn begin_after(&mut self, left: &Files) {
         for process in std::mem::take(&mut self.processes) {
             process.die(&mut self.world);
         }
@@ -425,6 +436,9 @@ impl<'a> Simulation<'a> {
     }
 
     fn check(&mut self) {
+        for process in &mut self.processes {
+            process.hear_receipts(&mut self.world);
+        }
         self.world.check(&self.ledger);
         for process in &self.processes {
             process.check_holds(&self.world);

@@ -1,5 +1,6 @@
 //! What the dead left: requests that they were serving, and batches that they had not delivered.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
@@ -7,7 +8,8 @@ use uuid::Uuid;
 
 use super::lock::WriterLock;
 use super::{
-    SpoolError, SpoolFile, Stretch, WriteError, forget, in_transaction, insert_batch, keep_unreadable, lowest, trim,
+    JOURNALED, SpoolError, SpoolFile, Stretch, WriteError, forget, in_transaction, insert_batch, journal,
+    keep_unreadable, lock, lowest, trim,
 };
 use crate::billing::open_row;
 use crate::relay::meter::UsageRecord;
@@ -19,8 +21,8 @@ pub(in crate::billing) struct Adopted {
     pub(in crate::billing) stretches: Vec<Stretch>,
     /// Batches that another sink does not have, with its place in the configuration.
     pub(in crate::billing) of_sinks: Vec<(usize, Stretch)>,
-    /// What has become a record now, and is in those batches.
-    pub(in crate::billing) interrupted: Vec<UsageRecord>,
+    /// What is a record in those batches only now: what was in a journal, and what ran.
+    pub(in crate::billing) found: Vec<UsageRecord>,
     /// How many processes that is.
     pub(in crate::billing) dead: usize,
     /// How many other processes live.
@@ -62,6 +64,24 @@ impl SpoolFile {
         Ok(adopted)
     }
 
+    /// Removes what is beside the spool of writers that it does not know: they died in between.
+    pub(super) fn sweep(&self) -> Result<(), SpoolError> {
+        const IS_KNOWN: &str = "SELECT EXISTS (SELECT 1 FROM writers WHERE writer = ?1)";
+        for writer in lock::writers_beside(&self.path)? {
+            let is_known = |writer: &str| {
+                self.connection.prepare_cached(IS_KNOWN)?.query_row([writer], |row| row.get::<_, bool>(0))
+            };
+            // Whoever begins takes the lock before there is anything of it, so it is asked again.
+            if !is_known(&writer)?
+                && let Some(lock) = WriterLock::take(&self.path, &writer)?
+                && !is_known(&writer)?
+            {
+                lock.remove();
+            }
+        }
+        Ok(())
+    }
+
     /// Takes over what one dead process left, in one transaction. What ran becomes batches of a writer that never lived, so that its
     /// numbers begin at one, and nobody takes them for another's.
     fn inherit(
@@ -74,7 +94,7 @@ impl SpoolFile {
         let heir: Arc<str> = Uuid::now_v7().simple().to_string().into();
         let heir_lock = WriterLock::take(&self.path, &heir)?.ok_or(SpoolError::Closed)?;
         let found = in_transaction(&self.connection, || {
-            let interrupted = self.end_open_requests(&writer, &heir)?;
+            let found = self.end_requests(&writer, &heir)?;
             let of_heir = Left::of(&self.connection, &heir, false, vec![0; self.sinks.len()])?;
             let cursors = self.cursors_of(&writer)?;
             // A sink that is configured no more may have been the only one that did not have them.
@@ -83,9 +103,9 @@ impl SpoolFile {
             if left.is_none() {
                 forget(&self.connection, &writer)?;
             }
-            Ok((interrupted, of_heir, left))
+            Ok((found, of_heir, left))
         });
-        let (interrupted, of_heir, left) = match found {
+        let (found, of_heir, left) = match found {
             Ok(found) => found,
             Err(error) => {
                 heir_lock.remove();
@@ -93,7 +113,7 @@ impl SpoolFile {
             }
         };
         adopted.dead += 1;
-        tracing::info!(%writer, interrupted = interrupted.len(), left = left.as_ref().map_or(0, Left::records),
+        tracing::info!(%writer, ended = found.len(), left = left.as_ref().map_or(0, Left::records),
             "a process ended without having delivered what it spooled; that is done now");
         for (writer, left, lock) in [(writer, left, lock), (heir, of_heir, heir_lock)] {
             let Some(Left { cursors, stretches }) = left else {
@@ -107,29 +127,27 @@ impl SpoolFile {
             let of_sinks = stretches.enumerate().filter_map(|(sink, stretch)| Some((sink, stretch?)));
             adopted.of_sinks.extend(of_sinks);
         }
-        adopted.interrupted.extend(interrupted);
+        adopted.found.extend(found);
         Ok(())
     }
 
-    /// Makes records of the requests that a dead process was serving.
-    fn end_open_requests(&self, writer: &str, heir: &str) -> Result<Vec<UsageRecord>, SpoolError> {
-        const SELECT: &str = "SELECT id, body FROM open_requests WHERE writer = ?1 ORDER BY id";
-        const DELETE: &str = "DELETE FROM open_requests WHERE writer = ?1";
-        let mut select = self.connection.prepare_cached(SELECT)?;
-        let mut rows = select.query([writer])?;
-        let mut records = Vec::new();
+    /// Makes batches of the requests that a dead process had ended and not spooled, and of those that it was serving.
+    fn end_requests(&self, writer: &str, heir: &str) -> Result<Vec<UsageRecord>, SpoolError> {
+        const SPOOLED: &str = "SELECT journaled FROM writers WHERE writer = ?1";
         let mut unreadable = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (id, body): ([u8; 16], String) = (row.get(0)?, row.get(1)?);
-            match open_row::interrupted(Uuid::from_bytes(id), &body) {
-                Ok(record) => records.push(record),
-                Err(error) => {
-                    let id = Uuid::from_bytes(id);
-                    tracing::error!(%id, %error, "a request that ran cannot be read; it is put aside, unbilled");
-                    unreadable.push(serde_json::json!({ "id": id.to_string(), "body": body }));
-                }
-            }
+        let spooled: i64 = self.connection.prepare_cached(SPOOLED)?.query_row([writer], |row| row.get(0))?;
+        let left = journal::read(&journal::path_of(&self.path, writer), spooled.cast_unsigned())?;
+        let mut records = left.records;
+        for body in left.unreadable {
+            tracing::error!(%writer, "a request that ended cannot be read; it is put aside, unbilled");
+            unreadable.push(serde_json::json!({ "body": body }));
         }
+        let last = left.last.cast_signed();
+        if last != spooled {
+            self.connection.prepare_cached(JOURNALED)?.execute(params![writer, last])?;
+        }
+        self.end_open_requests(writer, &mut records, &mut unreadable)?;
+
         for (number, records) in (1..).zip(records.chunks(self.sizes.records_max)) {
             insert_batch(&self.connection, heir, number, &records.iter().collect::<Vec<_>>())?;
         }
@@ -139,8 +157,38 @@ impl SpoolFile {
         if !unreadable.is_empty() {
             keep_unreadable(&self.connection, heir, 0, &serde_json::Value::from(unreadable).to_string())?;
         }
-        self.connection.execute(DELETE, [writer])?;
         Ok(records)
+    }
+
+    /// Adds the requests that were running, but for those that had ended: their rows were to go.
+    fn end_open_requests(
+        &self,
+        writer: &str,
+        records: &mut Vec<UsageRecord>,
+        unreadable: &mut Vec<serde_json::Value>,
+    ) -> Result<(), SpoolError> {
+        const SELECT: &str = "SELECT id, body FROM open_requests WHERE writer = ?1 ORDER BY id";
+        const DELETE: &str = "DELETE FROM open_requests WHERE writer = ?1";
+        let ended: HashSet<Uuid> = records.iter().map(|record| record.request_id).collect();
+        let mut select = self.connection.prepare_cached(SELECT)?;
+        let mut rows = select.query([writer])?;
+        while let Some(row) = rows.next()? {
+            let (id, body): ([u8; 16], String) = (row.get(0)?, row.get(1)?);
+            let id = Uuid::from_bytes(id);
+            if ended.contains(&id) {
+                continue;
+            }
+            match open_row::interrupted(id, &body) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    tracing::error!(%id, %error, "a request that ran cannot be read; it is put aside, unbilled");
+                    unreadable.push(serde_json::json!({ "id": id.to_string(), "body": body }));
+                }
+            }
+        }
+        drop(rows);
+        self.connection.execute(DELETE, [writer])?;
+        Ok(())
     }
 
     fn cursors_of(&self, writer: &str) -> rusqlite::Result<Vec<i64>> {

@@ -21,7 +21,7 @@ const STATEMENTS_MAX: usize = 64;
 /// `writer` begins with the time at which the process began, so that keys are in the order of writing.
 ///
 /// - `writers`: the processes that have rows here. The batches of a `legacy` one were written by a version that did not number them
-///   without a gap.
+///   without a gap. Up to the entry `journaled` what is in a writer's journal is in its batches too.
 /// - `open_requests`: requests that run.
 /// - `batches`: finished requests, written together.
 /// - `cursors`: up to which of a writer's batches each sink has them.
@@ -29,7 +29,8 @@ const STATEMENTS_MAX: usize = 64;
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS writers (
     writer TEXT NOT NULL PRIMARY KEY,
-    legacy INTEGER NOT NULL
+    legacy INTEGER NOT NULL,
+    journaled INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS open_requests (
     writer TEXT NOT NULL,
@@ -131,7 +132,12 @@ pub(super) fn reading(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Brings the tables to this version, and enters the writers of batches that an earlier one left.
 pub(super) fn migrate(connection: &Connection) -> rusqlite::Result<()> {
+    const HAS_JOURNALED: &str = "SELECT COUNT(*) > 0 FROM pragma_table_info('writers') WHERE name = 'journaled'";
     connection.execute_batch(TABLES)?;
+    if !connection.query_row(HAS_JOURNALED, [], |row| row.get::<_, bool>(0))? {
+        // Of a version without a journal, which may still be ending its last requests; to it the column is nothing.
+        connection.execute_batch("ALTER TABLE writers ADD COLUMN journaled INTEGER NOT NULL DEFAULT 0")?;
+    }
     super::upgrade::take_over(connection)?;
     connection.execute(ENTER_LEGACY, [])?;
     Ok(())

@@ -263,22 +263,21 @@ fn what_a_dead_process_was_serving_is_billed_once_at_its_last_checkpoint() {
     old.append(&[record(9)]);
     let mut new = SpoolFile::open(&place).unwrap();
     let adopted = new.adopt().unwrap();
-    assert_eq!((adopted.stretches, adopted.interrupted, adopted.living), (vec![], vec![], 1), "it lives");
+    assert_eq!((adopted.stretches, adopted.found, adopted.living), (vec![], vec![], 1), "it lives");
 
     let writer = Arc::clone(old.writer());
     drop(old);
     let adopted = new.adopt().unwrap();
-    let billed: Vec<_> =
-        adopted.interrupted.iter().map(|one| (one.request_id.as_u128(), one.status, one.cost.0)).collect();
+    let billed: Vec<_> = adopted.found.iter().map(|one| (one.request_id.as_u128(), one.status, one.cost.0)).collect();
     assert_eq!(billed, [(1, 500, 0), (2, 200, 70)]);
     let [left, of_heir] = &*adopted.stretches else { panic!("{:?}", adopted.stretches) };
     assert_eq!((&left.writer, left.records, of_heir.after, of_heir.records), (&writer, 1, 0, 2));
     let reader = SpoolReader::open(&place.path).unwrap();
-    assert_eq!(read_all(&reader, of_heir), adopted.interrupted);
+    assert_eq!(read_all(&reader, of_heir), adopted.found);
     let aside: String = new.connection.query_row("SELECT body FROM unreadable_batches", [], |row| row.get(0)).unwrap();
     assert!(aside.contains("\"?\"") && aside.contains(&Uuid::from_u128(3).to_string()), "{aside}");
     let again = new.adopt().unwrap();
-    assert_eq!((again.stretches.len(), again.interrupted.len(), again.living), (0, 0, 0));
+    assert_eq!((again.stretches.len(), again.found.len(), again.living), (0, 0, 0));
 
     // Nobody else takes what has an heir who lives.
     let mut third = SpoolFile::open(&place).unwrap();
@@ -306,7 +305,7 @@ fn who_ends_in_good_order_leaves_no_trace_but_what_is_undelivered() {
     assert_eq!(space::log_path(&place.path).metadata().map_or(0, |log| log.len()), 0, "all is in the file");
     let mut next = SpoolFile::open(&place).unwrap();
     let adopted = next.adopt().unwrap();
-    assert_eq!((adopted.stretches.len(), adopted.interrupted.len()), (1, 0));
+    assert_eq!((adopted.stretches.len(), adopted.found.len()), (1, 0));
 }
 
 #[test]
@@ -388,9 +387,10 @@ fn without_room_nothing_is_written_and_all_can_be_again() {
 fn what_there_is_no_room_to_take_over_is_told_of_and_the_rest_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     SpoolFile::open(&place(&folder)).unwrap().append(&[record(1)]);
-    let mut second = SpoolFile::open(&place(&folder)).unwrap();
-    let opened: Vec<_> = (1_000..1_200).map(|number| open_row(number, None)).collect();
-    second.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
+    let second = SpoolFile::open(&place(&folder)).unwrap();
+    for number in 1_000..1_200 {
+        second.journal().unwrap().append(Entry::of(&record(number)).unwrap(), |_| ()).unwrap();
+    }
     drop(second);
     let mut next = SpoolFile::open(&place(&folder)).unwrap();
     next.leave_pages(0);
@@ -400,7 +400,57 @@ fn what_there_is_no_room_to_take_over_is_told_of_and_the_rest_is_taken_over() {
     }
     next.leave_pages(1 << 20);
     let rest = next.adopt().unwrap();
-    assert_eq!((rest.stretches.len(), rest.interrupted.len(), rest.remains), (1, 200, false));
+    assert_eq!((rest.stretches.len(), rest.found.len(), rest.remains), (1, 200, false));
+}
+
+#[test]
+fn what_is_in_a_journal_and_has_a_row_still_ended_as_the_journal_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut dead = SpoolFile::open(&place(&folder)).unwrap();
+    let opened = [open_row(1, Some(70)), open_row(2, None)];
+    dead.commit(Writes { opened: &opened, ..Writes::default() }).unwrap();
+    let journal = Arc::clone(dead.journal().unwrap());
+    for number in [3, 1, 4] {
+        journal.append(Entry::of(&record(number)).unwrap(), |_| ()).unwrap();
+    }
+    dead.commit(Writes { records: &[&record(3)], journaled: Some(1), ..Writes::default() }).unwrap();
+    drop((dead, journal));
+
+    let mut next = SpoolFile::open(&place(&folder)).unwrap();
+    let adopted = next.adopt().unwrap();
+    let found: Vec<_> = adopted.found.iter().map(|one| (one.request_id.as_u128(), one.status)).collect();
+    assert_eq!(found, [(1, 200), (4, 200), (2, 500)], "what is in a batch already does not come again");
+    drop(next);
+    // The one who adopted it dies too.
+    let mut last = SpoolFile::open(&place(&folder)).unwrap();
+    let again = last.adopt().unwrap();
+    assert_eq!((again.found.len(), again.stretches.iter().map(|one| one.records).sum::<u64>()), (0, 4));
+}
+
+#[test]
+fn a_spool_of_a_version_without_a_journal_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    SpoolFile::open(&place(&folder)).unwrap().append(&[record(1)]);
+    let connection = rusqlite::Connection::open(place(&folder).path).unwrap();
+    connection.execute_batch("ALTER TABLE writers DROP COLUMN journaled").unwrap();
+    drop(connection);
+    let mut next = SpoolFile::open(&place(&folder)).unwrap();
+    assert_eq!(next.adopt().unwrap().stretches.len(), 1);
+}
+
+#[test]
+fn what_lies_beside_the_spool_of_nobody_is_swept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dead, lives) = (SpoolFile::open(&place(&folder)).unwrap(), SpoolFile::open(&place(&folder)).unwrap());
+    let dead_writer = dead.writer().clone();
+    dead.connection.execute("DELETE FROM writers WHERE writer = ?1", [&*dead_writer]).unwrap();
+    drop(dead);
+    let journal_of = |writer: &str| journal::path_of(&place(&folder).path, writer);
+    assert!(journal_of(&dead_writer).exists());
+    lives.connection.execute("DELETE FROM writers WHERE writer = ?1", [&**lives.writer()]).unwrap();
+    let next = SpoolFile::open(&place(&folder)).unwrap();
+    assert!(!journal_of(&dead_writer).exists() && !lock::path_of(&next.path, &dead_writer).exists());
+    assert!(journal_of(lives.writer()).exists(), "it has the lock");
 }
 
 #[test]
@@ -487,8 +537,8 @@ proptest! {
             prop_assert!(ids.insert(record.request_id), "twice");
         }
         // The one that was running when the last whole transaction was written, and no other.
-        prop_assert!(adopted.interrupted.len() <= 1);
-        let interrupted: Vec<_> = adopted.interrupted.iter().map(|one| one.request_id.as_u128()).collect();
+        prop_assert!(adopted.found.len() <= 1);
+        let interrupted: Vec<_> = adopted.found.iter().map(|one| one.request_id.as_u128()).collect();
         prop_assert!(interrupted.is_empty() || interrupted == [numbers.len() as u128 + 1], "{interrupted:?}");
     }
 }

@@ -3,11 +3,16 @@
 use super::*;
 use crate::billing::recorder::NotKept;
 use crate::billing::spool::{Writes, open_row};
-use crate::billing::{Progress, SpoolPlace};
+use crate::billing::{Durability, Progress, SpoolPlace};
 use crate::relay::meter::Usage;
 
 /// How long what should come soon may take.
 const SOON: Duration = Duration::from_secs(20);
+
+/// A place without a journal: clients wait for the spool itself.
+fn patient(folder: &tempfile::TempDir) -> SpoolPlace {
+    SpoolPlace { durability: Durability::Power, ..place(folder) }
+}
 
 #[tokio::test]
 async fn a_full_spool_gives_no_tickets_and_settles_what_runs() {
@@ -46,7 +51,7 @@ async fn a_full_spool_gives_no_tickets_and_settles_what_runs() {
 async fn a_disk_without_room_is_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = FakeLedger::default();
-    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let (recorder, worker) = open(&patient(&folder), ledger.clone()).await.unwrap();
     let payer = Payer::new();
     worker.file.leave_pages(0);
     let inbox = Arc::clone(&worker.inbox);
@@ -76,7 +81,7 @@ async fn a_disk_without_room_is_waited_for() {
 async fn a_spool_that_fails_acknowledges_nothing_more_and_ends() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = FakeLedger::default();
-    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let (recorder, worker) = open(&patient(&folder), ledger.clone()).await.unwrap();
     let payer = Payer::new();
     let inbox = Arc::clone(&worker.inbox);
     let running = Running::start(worker);
@@ -108,10 +113,51 @@ async fn a_spool_that_fails_acknowledges_nothing_more_and_ends() {
     let mended = SpoolFile::open(&place(&folder)).unwrap();
     mended.mend_writes();
     mended.close().unwrap();
-    let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let (_recorder, worker) = open(&patient(&folder), ledger.clone()).await.unwrap();
     let observed = Running::start(worker).stop().await;
     assert_eq!(ledger.total(), (3, 100), "what was not kept had sent nothing at its last checkpoint");
     assert_eq!(observed.iter().map(|one| one.status).collect::<Vec<_>>(), [500, 500]);
+}
+
+#[tokio::test]
+async fn what_the_journal_has_outlives_a_spool_that_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = FakeLedger::default();
+    let (recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let payer = Payer::new();
+    let inbox = Arc::clone(&worker.inbox);
+    let running = Running::start(worker);
+    let tickets: Vec<_> = (1..=3).map(|number| payer.ticket(&recorder, number).unwrap()).collect();
+    while recorder.state().open_rows() < 3 {
+        tokio::task::yield_now().await;
+    }
+    let job = |file: &mut SpoolFile| {
+        file.break_writes();
+        Ok(())
+    };
+    inbox.ask(job).await.unwrap();
+    let mut kept = Vec::new();
+    for (ticket, number) in tickets.into_iter().zip(1..) {
+        if ticket.finish(record(number), None).kept().await.is_ok() {
+            kept.push(number);
+        }
+    }
+    assert_eq!(kept.first(), Some(&1), "the journal is not the spool");
+    tokio::time::timeout(SOON, recorder.state().until_failed()).await.unwrap();
+    tokio::time::timeout(SOON, running.worker).await.unwrap().unwrap();
+    assert_eq!(ledger.total().0, 0);
+
+    let mended = SpoolFile::open(&place(&folder)).unwrap();
+    mended.mend_writes();
+    mended.close().unwrap();
+    let (_recorder, worker) = open(&place(&folder), ledger.clone()).await.unwrap();
+    let observed = Running::start(worker).stop().await;
+    let whole = observed.iter().filter(|one| one.status == 200).map(|one| one.request_id.as_u128());
+    assert_eq!((whole.collect::<Vec<_>>(), observed.len()), (kept, 3), "each once, as it ended or as it ran");
+    assert_eq!(ledger.total().0, 3);
+    let names = std::fs::read_dir(place(&folder).path.parent().unwrap()).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!names.iter().any(|name| name.ends_with(".journal")), "{names:?}");
 }
 
 #[tokio::test]

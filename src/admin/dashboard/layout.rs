@@ -1,0 +1,94 @@
+//! What surrounds every page: title, navigation, who is signed in, and the proof that its forms carry.
+
+use super::assets::PATHS;
+use super::form::PROOF;
+use super::guard::SignedIn;
+use super::map::Who;
+use crate::store::{Role, User};
+
+/// A place in the navigation.
+struct Entry {
+    label: &'static str,
+    path: &'static str,
+    who: Who,
+}
+
+const fn entry(who: Who, label: &'static str, path: &'static str) -> Entry {
+    Entry { label, path, who }
+}
+
+/// The navigation in its order; everybody sees what they may.
+const NAVIGATION: &[Entry] = &[entry(Who::SignedIn, "Account", "/settings")];
+
+/// A link of the navigation, as a template has it.
+pub(super) struct Tab {
+    pub(super) label: &'static str,
+    pub(super) path: &'static str,
+    pub(super) is_here: bool,
+}
+
+/// What surrounds a page.
+pub(super) struct Frame {
+    pub(super) title: &'static str,
+    /// Who is signed in; empty where nobody is.
+    pub(super) email: String,
+    pub(super) own: Vec<Tab>,
+    pub(super) operator: Vec<Tab>,
+    /// The field that carries the proof, and the proof.
+    pub(super) proof_name: &'static str,
+    pub(super) proof: String,
+    pub(super) home: &'static str,
+    pub(super) style: &'static str,
+    pub(super) script: &'static str,
+    pub(super) icon: &'static str,
+    /// Seconds after which the page is loaded again; 0 for never.
+    pub(super) refresh_seconds: u32,
+}
+
+impl Frame {
+    /// Around a page for nobody in particular.
+    pub(super) fn bare(title: &'static str) -> Self {
+        Self {
+            title,
+            email: String::new(),
+            own: Vec::new(),
+            operator: Vec::new(),
+            proof_name: PROOF,
+            proof: String::new(),
+            home: "/",
+            style: &PATHS.style,
+            script: &PATHS.script,
+            icon: &PATHS.icon,
+            refresh_seconds: 0,
+        }
+    }
+
+    /// Around a page of who is signed in. `path` is the page's place in the navigation.
+    pub(super) fn of(who: &SignedIn, title: &'static str, path: &str) -> Self {
+        let tabs = |wanted: &[Who]| {
+            let seen = NAVIGATION.iter().filter(|entry| wanted.contains(&entry.who) && sees(&who.user, entry.who));
+            seen.map(|entry| Tab { label: entry.label, path: entry.path, is_here: entry.path == path }).collect()
+        };
+        Self {
+            email: who.user.email.clone(),
+            own: tabs(&[Who::Customer, Who::SignedIn]),
+            operator: tabs(&[Who::Operator]),
+            proof: who.token.forms_proof(),
+            home: home_of(&who.user),
+            ..Self::bare(title)
+        }
+    }
+}
+
+fn sees(user: &User, who: Who) -> bool {
+    match who {
+        Who::Anyone | Who::SignedIn => true,
+        Who::Customer => user.account_id.is_some(),
+        Who::Operator => user.role == Role::Operator,
+    }
+}
+
+/// The page on which somebody begins.
+pub(super) fn home_of(_user: &User) -> &'static str {
+    "/settings"
+}

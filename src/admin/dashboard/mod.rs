@@ -1,0 +1,102 @@
+//! The dashboard: pages for people, customers and operators, made on the server and good without script.
+//!
+//! A request goes through the `map` to its handler, whose first argument is a `guard`: the proof of who asks. A handler without
+//! one cannot be put into the map, and none that changes something without a `form`, which proves that the page that sent it
+//! was ours. What a page shows is a template (`templates/`); what surrounds it is `layout`'s.
+//!
+//! Deliberately absent: the listener, which is `proxy`'s; mail, for links are shown to the operator to pass on; and anything
+//! from another origin.
+
+mod answer;
+mod assets;
+mod form;
+mod guard;
+mod layout;
+mod links;
+mod map;
+mod password;
+mod settings;
+mod sign_in;
+mod sign_up;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::from_fn;
+use axum::response::Response;
+
+use super::api::Process;
+use crate::config::{Live, Snapshot};
+use crate::store::Store;
+
+use self::answer::{Answer, Refused};
+use self::guard::SignedIn;
+use self::map::Map;
+use self::password::Passwords;
+
+/// What the pages work on.
+#[derive(Clone)]
+pub struct Dashboard(Arc<Inner>);
+
+struct Inner {
+    live: Arc<Live>,
+    store: Store,
+    process: Arc<dyn Process>,
+    passwords: Passwords,
+}
+
+impl Dashboard {
+    /// A dashboard over that configuration and store.
+    pub fn new(live: Arc<Live>, store: &Store, process: Arc<dyn Process>) -> Self {
+        Self(Arc::new(Inner { live, store: store.clone(), process, passwords: Passwords::new() }))
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.live.load()
+    }
+
+    /// The store, changed in nobody's name: a guard has it in somebody's.
+    fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn process(&self) -> &dyn Process {
+        &*self.0.process
+    }
+
+    fn passwords(&self) -> &Passwords {
+        &self.0.passwords
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.0.process.now().unix_ms
+    }
+}
+
+/// All routes, ready to be served. Requests should carry a [`super::api::Peer`].
+pub fn router(dashboard: Dashboard) -> Router {
+    map().into_router().fallback(nothing_here).layer(from_fn(answer::guarded)).with_state(dashboard)
+}
+
+/// Every page, and who may see it.
+fn map() -> Map {
+    Map::default()
+        .page("/", home)
+        .page("/assets/{name}", assets::asset)
+        .with(sign_in::map)
+        .with(sign_up::map)
+        .with(links::map)
+        .with(settings::map)
+}
+
+/// Where somebody begins.
+async fn home(who: SignedIn) -> Answer {
+    Ok(answer::see_other(layout::home_of(&who.user)))
+}
+
+async fn nothing_here() -> Response {
+    use axum::response::IntoResponse;
+    Refused::nothing_here().into_response()
+}
