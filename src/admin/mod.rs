@@ -12,6 +12,7 @@ pub mod people;
 mod providers;
 pub mod sale;
 mod sale_document;
+pub mod stripe;
 pub mod value;
 
 pub use document::{

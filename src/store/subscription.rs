@@ -154,6 +154,11 @@ impl Subscription {
         self.next_plan = None;
     }
 
+    /// What is to be paid where a plan of that price takes this one's place at that time.
+    pub fn fee_of_change(&self, price: NanoUsd, now_ms: i64) -> NanoUsd {
+        NanoUsd(price.0.saturating_sub(self.unused(now_ms).0).max(0))
+    }
+
     /// What was paid for the rest of the period, rounded up.
     fn unused(&self, now_ms: i64) -> NanoUsd {
         let length = i128::from(self.period_ends_ms) - i128::from(self.period_starts_ms);

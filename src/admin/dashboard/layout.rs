@@ -18,7 +18,11 @@ const fn entry(who: Who, label: &'static str, path: &'static str) -> Entry {
 }
 
 /// The navigation in its order; everybody sees what they may.
-const NAVIGATION: &[Entry] = &[entry(Who::SignedIn, "Account", "/settings")];
+const NAVIGATION: &[Entry] = &[
+    entry(Who::Customer, "Plan", "/plan"),
+    entry(Who::SignedIn, "Account", "/settings"),
+    entry(Who::Operator, "Vouchers", "/operator/vouchers"),
+];
 
 /// A link of the navigation, as a template has it.
 pub(super) struct Tab {

@@ -14,12 +14,15 @@ mod guard;
 mod layout;
 mod links;
 mod map;
+mod offer;
 mod password;
+mod plan;
 mod settings;
 mod sign_in;
 mod sign_up;
 #[cfg(test)]
 mod tests;
+mod vouchers;
 
 use std::sync::Arc;
 
@@ -89,6 +92,8 @@ fn map() -> Map {
         .with(sign_up::map)
         .with(links::map)
         .with(settings::map)
+        .with(plan::map)
+        .with(vouchers::map)
 }
 
 /// Where somebody begins.

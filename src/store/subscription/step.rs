@@ -112,8 +112,8 @@ impl Store {
             SubscriptionChange::To { offer, present_price, paid_by } if offer.plan != before.plan => {
                 if offer.price > present_price.unwrap_or(before.period_price) {
                     after.begin(offer, paid_by, now_ms);
-                    let fee = after.period_price.0.saturating_sub(before.unused(now_ms).0).max(0);
-                    seq = pay(&mut transaction, &after, NanoUsd(fee), now_ms).await?;
+                    let fee = before.fee_of_change(after.period_price, now_ms);
+                    seq = pay(&mut transaction, &after, fee, now_ms).await?;
                 } else {
                     (after.renews, after.next_plan) = (true, Some(offer.plan.to_owned()));
                 }
