@@ -190,6 +190,7 @@ impl Payer {
             status: 200,
             usage: Usage { input: 1_234, output: 321, ..Usage::default() },
             cost: NanoUsd(378_000),
+            provider_cost: None,
             estimated: false,
             interrupted: false,
             started_at_ms: started_at_ms(),

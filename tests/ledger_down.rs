@@ -81,6 +81,7 @@ fn record(number: u64) -> UsageRecord {
         status: 200,
         usage: Usage { input: 7, output: 3, ..Usage::default() },
         cost: NanoUsd(COST),
+        provider_cost: None,
         estimated: false,
         interrupted: false,
         started_at_ms: 1_700_000_000_000,

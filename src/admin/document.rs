@@ -1,13 +1,14 @@
 //! Accounts, keys and the rest as JSON: the same from the admin API and from the command line's `--json`.
 //!
-//! Names and units are what programs build on: they do not change. A request's own object is `relay::meter`'s.
+//! Names and units are what programs build on: they do not change. A request's own object is `relay::meter`'s; here, what the operator
+//! sees besides is put to it.
 
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::relay::meter::{TokensDocument, rfc3339};
+use crate::relay::meter::{TokensDocument, UsageDocument, UsageRecord, rfc3339};
 use crate::store::{Account, AuditEntry, By, Credit, Key, UsageTotal, User};
 
 /// A customer.
@@ -147,6 +148,23 @@ pub struct CreatedKeyDocument {
     pub about: KeyDocument,
 }
 
+/// A request as the operator sees it: with what the provider charges for it, which is in no document that customers get.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UsageRecord)]
+pub struct RequestDocument<'a> {
+    #[serde(flatten)]
+    request: UsageDocument<'a>,
+    /// What the provider charges for it; null where the configuration does not say.
+    #[schema(required)]
+    provider_cost_nano_usd: Option<i64>,
+}
+
+impl<'a> From<&'a UsageRecord> for RequestDocument<'a> {
+    fn from(record: &'a UsageRecord) -> Self {
+        Self { request: UsageDocument::from(record), provider_cost_nano_usd: record.provider_cost.map(|cost| cost.0) }
+    }
+}
+
 /// Sums over the requests of one account, model, key or day; which one, one of the first four says.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = UsageTotal)]
@@ -161,9 +179,15 @@ pub struct UsageTotalDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     day: Option<String>,
     requests: u64,
+    /// Of those, how many were answered with a status of 400 or more.
+    errors: u64,
     #[serde(flatten)]
     tokens: TokensDocument,
     cost_nano_usd: i64,
+    /// What providers charge for them, as far as that is known.
+    provider_cost_nano_usd: i64,
+    /// How many of the requests used tokens of which it is not known what the provider charges for them.
+    uncosted_requests: u64,
 }
 
 impl UsageTotalDocument {
@@ -176,8 +200,11 @@ impl UsageTotalDocument {
             key_id: group(By::Key),
             day: group(By::Day),
             requests: total.requests,
+            errors: total.errors,
             tokens: TokensDocument::from(&total.usage),
             cost_nano_usd: total.cost.0,
+            provider_cost_nano_usd: total.provider_cost.0,
+            uncosted_requests: total.uncosted,
         }
     }
 }

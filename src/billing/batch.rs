@@ -4,6 +4,9 @@
 //! {"names":["acct_1","key_1","gpt-4o","openai"],"records":[["0198…",0,1,2,3,200,[7,0,0,0,3,0],100,false,false,1700000000000,12,500]]}
 //! ```
 //!
+//! What providers charge stands beside the records, in their order, so that versions that know nothing of it read the rest; where it is
+//! known of none of them, it is left out.
+//!
 //! A quarter of the records' own JSON, which counts because the spool's cost is its bytes. A file of another version can be told from
 //! this one by what its batches are made of, and by people without this program.
 
@@ -23,30 +26,66 @@ type Row = (Uuid, usize, usize, usize, usize, u16, [u64; 6], i64, bool, bool, i6
 struct Batch<N, R> {
     names: Vec<N>,
     records: Vec<R>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    provider_costs: Vec<Option<i64>>,
 }
 
 /// Records as they are spooled.
 pub(super) fn encode(records: &[&UsageRecord]) -> Result<String, serde_json::Error> {
-    let mut places = HashMap::new();
-    let mut names = Vec::new();
-    let mut place = |name| {
-        *places.entry(name).or_insert_with(|| {
-            names.push(name);
-            names.len() - 1
-        })
-    };
-    let records = records.iter().map(|record| row(record, &mut place)).collect();
-    serde_json::to_string(&Batch { names, records })
+    serde_json::to_string(&batch(records))
 }
 
-fn row<'a>(record: &'a UsageRecord, place: &mut impl FnMut(&'a str) -> usize) -> Row {
+/// Writes one record as a batch of its own after what is there.
+pub(super) fn encode_one(record: &UsageRecord, to: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    serde_json::to_writer(to, &batch(&[record]))
+}
+
+fn batch<'a>(records: &[&'a UsageRecord]) -> Batch<&'a str, Row> {
+    let mut names = Names::default();
+    let rows = records.iter().map(|record| row(record, &mut names)).collect();
+    let mut provider_costs: Vec<_> = records.iter().map(|record| record.provider_cost.map(|cost| cost.0)).collect();
+    leave_out_if_unknown(&mut provider_costs);
+    Batch { names: names.all, records: rows, provider_costs }
+}
+
+/// Names, each once, in the order in which they came.
+#[derive(Default)]
+struct Names<'a> {
+    all: Vec<&'a str>,
+    /// The places of those that are not among the first, which are looked through: mostly there are no others.
+    others: HashMap<&'a str, usize>,
+}
+
+impl<'a> Names<'a> {
+    const FIRST: usize = 8;
+
+    fn place(&mut self, name: &'a str) -> usize {
+        if let Some(place) = self.all.iter().take(Self::FIRST).position(|known| *known == name) {
+            return place;
+        }
+        let next = self.all.len();
+        let place = if next < Self::FIRST { next } else { *self.others.entry(name).or_insert(next) };
+        if place == next {
+            self.all.push(name);
+        }
+        place
+    }
+}
+
+fn leave_out_if_unknown(provider_costs: &mut Vec<Option<i64>>) {
+    if provider_costs.iter().all(Option::is_none) {
+        provider_costs.clear();
+    }
+}
+
+fn row<'a>(record: &'a UsageRecord, names: &mut Names<'a>) -> Row {
     let Usage { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning } = record.usage;
     (
         record.request_id,
-        place(&record.account_id),
-        place(&record.key_id),
-        place(&record.model),
-        place(&record.provider),
+        names.place(&record.account_id),
+        names.place(&record.key_id),
+        names.place(&record.model),
+        names.place(&record.provider),
         record.status,
         [input, cache_read, cache_write_5m, cache_write_1h, output, reasoning],
         record.cost.0,
@@ -58,7 +97,7 @@ fn row<'a>(record: &'a UsageRecord, place: &mut impl FnMut(&'a str) -> usize) ->
     )
 }
 
-fn record(row: Row, names: &[Box<str>]) -> Option<UsageRecord> {
+fn record(row: Row, names: &[Box<str>], provider_cost: Option<i64>) -> Option<UsageRecord> {
     let (
         request_id,
         account,
@@ -84,6 +123,7 @@ fn record(row: Row, names: &[Box<str>]) -> Option<UsageRecord> {
         status,
         usage: Usage { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning },
         cost: NanoUsd(cost),
+        provider_cost: provider_cost.map(NanoUsd),
         estimated,
         interrupted,
         started_at_ms: started,
@@ -102,19 +142,23 @@ pub(super) struct Read {
 
 /// Reads every record that can be read, whatever has become of others.
 pub(super) fn decode(body: &str) -> Read {
-    let Ok(Batch { names, records }) = serde_json::from_str::<Batch<Box<str>, &RawValue>>(body) else {
+    let Ok(Batch { names, records, provider_costs }) = serde_json::from_str::<Batch<Box<str>, &RawValue>>(body) else {
         return Read { records: Vec::new(), unreadable: Some(body.to_owned()) };
     };
     let mut read = Read::default();
-    let mut unreadable = Vec::new();
-    for row in records {
-        match serde_json::from_str(row.get()).ok().and_then(|row| record(row, &names)) {
+    let (mut unreadable, mut costs_of_unreadable) = (Vec::new(), Vec::new());
+    for (row, provider_cost) in records.into_iter().zip(provider_costs.into_iter().chain(std::iter::repeat(None))) {
+        match serde_json::from_str(row.get()).ok().and_then(|row| record(row, &names, provider_cost)) {
             Some(record) => read.records.push(record),
-            None => unreadable.push(row),
+            None => {
+                unreadable.push(row);
+                costs_of_unreadable.push(provider_cost);
+            }
         }
     }
     if !unreadable.is_empty() {
-        let rest = serde_json::to_string(&Batch { names, records: unreadable });
+        leave_out_if_unknown(&mut costs_of_unreadable);
+        let rest = serde_json::to_string(&Batch { names, records: unreadable, provider_costs: costs_of_unreadable });
         read.unreadable = Some(rest.unwrap_or_else(|_| body.to_owned()));
     }
     read
@@ -149,6 +193,34 @@ mod tests {
         let body = encode(&[&full, &others, &record(3)]).unwrap();
         assert_eq!(decode(&body), Read { records: vec![full, others, record(3)], unreadable: None });
         assert_eq!(body.matches("acct_1").count(), 1, "{body}");
+    }
+
+    #[test]
+    fn what_providers_charge_stands_beside_and_may_be_missing() {
+        let known = UsageRecord { provider_cost: Some(NanoUsd(60)), ..record(2) };
+        let body = encode(&[&record(1), &known, &record(3)]).unwrap();
+        assert!(body.ends_with("],\"provider_costs\":[null,60,null]}"), "{body}");
+        assert_eq!(decode(&body).records, [record(1), known.clone(), record(3)]);
+        let second = known.request_id.to_string();
+        let told = decode(&body.replace(&second, "?")).unreadable.unwrap();
+        assert_eq!(decode(&told.replace('?', &second)).records, [known], "{told}");
+        let of_an_older_version = encode(&[&record(1), &record(3)]).unwrap();
+        assert!(!of_an_older_version.contains("provider_costs"), "{of_an_older_version}");
+        assert_eq!(decode(&of_an_older_version).records, [record(1), record(3)]);
+    }
+
+    #[test]
+    fn many_names_come_back_each_written_once() {
+        let of = |number: u128| UsageRecord { key_id: format!("key_{}", number % 50).into(), ..record(number) };
+        let records: Vec<_> = (1..=200).map(of).collect();
+        let body = encode(&records.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(decode(&body), Read { records: records.clone(), unreadable: None });
+        assert!(["\"key_0\"", "\"key_49\"", "\"moonshot\""].iter().all(|name| body.matches(name).count() == 1));
+
+        let mut one = b"before".to_vec();
+        encode_one(&records[7], &mut one).unwrap();
+        let text = std::str::from_utf8(&one).unwrap().strip_prefix("before").unwrap();
+        assert_eq!(text, encode(&[&records[7]]).unwrap());
     }
 
     #[test]

@@ -8,8 +8,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::backlog::{Next, Parcel};
+use super::inbox::Inbox;
 use super::reading::Reading;
-use super::scribe::Inbox;
 use super::spool::{Acknowledged, LEDGER, SpoolError};
 use super::worker::Books;
 use crate::relay::meter::UsageRecord;

@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::inbox::Inbox;
 use super::reading::Reading;
-use super::scribe::Inbox;
 use super::sink::{Parked, SinkState, Source, Times};
 use super::spool::{Acknowledged, SpoolError, SpoolFile, Stretch, oldest_ms};
 use crate::relay::meter::UsageRecord;

@@ -29,6 +29,7 @@ mod elsewhere;
 mod feed;
 mod group;
 mod holds;
+mod inbox;
 mod log_taker;
 mod open_row;
 mod reading;
@@ -54,11 +55,11 @@ pub use self::elsewhere::Elsewhere;
 use self::feed::{Feed, SpoolSource};
 use self::group::Pace;
 pub use self::holds::{SpooledHold, spooled_holds};
+use self::inbox::Inbox;
 use self::reading::Reading;
 pub use self::recorder::{
     NotKept, Opening, Progress, RECORDS_MAX, Receipt, Recorder, TICKET_BYTES, Ticket, Unreported,
 };
-use self::scribe::Inbox;
 use self::sink::{AnySink, Sink, Times};
 pub use self::sink::{SinkOpenError, SinkPlace, SinkState, SinkTarget};
 pub use self::spool::SpoolError;

@@ -51,6 +51,8 @@ struct Passed<N> {
     tokens: [u64; 6],
     #[serde(rename = "cost_nano_usd")]
     cost: i64,
+    #[serde(rename = "provider_cost_nano_usd", default, skip_serializing_if = "Option::is_none")]
+    provider_cost: Option<i64>,
     first_token_ms: Option<i64>,
     total_ms: i64,
 }
@@ -63,6 +65,7 @@ pub(super) fn encode(facts: &Facts, progress: Option<&Progress>) -> Result<Strin
             provider: &*progress.provider,
             tokens: [input, cache_read, cache_write_5m, cache_write_1h, output, reasoning],
             cost: progress.cost.0,
+            provider_cost: progress.provider_cost.map(|cost| cost.0),
             first_token_ms: progress.first_token_ms,
             total_ms: progress.total_ms,
         }
@@ -94,6 +97,7 @@ pub(super) fn interrupted(id: Uuid, body: &str) -> Result<UsageRecord, serde_jso
         status: NOTHING_PASSED,
         usage: Usage::default(),
         cost: NanoUsd(0),
+        provider_cost: None,
         estimated: true,
         interrupted: true,
         started_at_ms: facts.started_at_ms,
@@ -108,6 +112,7 @@ pub(super) fn interrupted(id: Uuid, body: &str) -> Result<UsageRecord, serde_jso
             record.usage = Usage { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning };
             record.status = SOMETHING_PASSED;
             record.cost = NanoUsd(passed.cost);
+            record.provider_cost = passed.provider_cost.map(NanoUsd);
             record.first_token_ms = passed.first_token_ms;
         }
     }
@@ -133,6 +138,7 @@ mod tests {
             provider: "openai".into(),
             usage: Usage { input: u64::MAX, output: 3, reasoning: 1, ..Usage::default() },
             cost: NanoUsd(100),
+            provider_cost: Some(NanoUsd(60)),
             first_token_ms,
             total_ms: 500,
         }
@@ -164,6 +170,7 @@ mod tests {
             status: 200,
             usage: progress(None).usage,
             cost: NanoUsd(100),
+            provider_cost: Some(NanoUsd(60)),
             estimated: true,
             interrupted: true,
             started_at_ms: 1_700_000_000_000,
@@ -171,6 +178,11 @@ mod tests {
             total_ms: 500,
         };
         assert_eq!(record, expected);
+        // As it was written before anyone knew what providers charge.
+        let older = body.replace("\"provider_cost_nano_usd\":60,", "");
+        assert_ne!(older, body);
+        let record = interrupted(Uuid::from_u128(7), &older).unwrap();
+        assert_eq!(record, UsageRecord { provider_cost: None, ..expected });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::scribe::Inbox;
+use super::inbox::Inbox;
 use super::spool::{ReadBack, SpoolError, SpoolFile, SpoolReader, Stretch};
 
 /// One reader of the spool. Clones share its connection.

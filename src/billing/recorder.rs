@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::elsewhere::Elsewhere;
+use super::inbox::Inbox;
 use super::open_row::Facts;
-use super::scribe::Inbox;
 use super::spool::SpoolError;
 use super::state::{BillingState, Reserved};
 use crate::relay::admit::{Charge, Hold};
@@ -173,6 +173,8 @@ pub struct Progress {
     pub usage: Usage,
     /// What that costs.
     pub cost: NanoUsd,
+    /// What the provider charges for it, where that is known.
+    pub provider_cost: Option<NanoUsd>,
     /// From the request's arrival to the answer's first byte.
     pub first_token_ms: Option<i64>,
     /// From the request's arrival until now.
@@ -231,7 +233,11 @@ impl Uncounted {
         record.estimated = true;
         // Whatever the text was: what was reported is billed, and its row goes.
         match std::panic::catch_unwind(AssertUnwindSafe(|| passed.count(record.usage))) {
-            Ok((usage, cost)) => (record.usage, record.cost) = (usage, cost),
+            Ok(usage) => {
+                record.usage = usage;
+                record.cost = passed.price.cost(&usage);
+                record.provider_cost = passed.provider_price.as_ref().map(|price| price.cost(&usage));
+            }
             Err(_) => tracing::error!(request_id = %record.request_id, "usage could not be counted"),
         }
         let cost = record.cost;
@@ -252,15 +258,17 @@ pub struct Unreported {
     pub encoding: Encoding,
     /// What the model costs.
     pub price: Price,
+    /// What the provider charges, where that is known.
+    pub provider_price: Option<Price>,
 }
 
 impl Unreported {
-    /// The usage, filled up with what was not reported, and its cost. Takes milliseconds.
-    fn count(&self, mut usage: Usage) -> (Usage, NanoUsd) {
+    /// The usage, filled up with what was not reported. Takes milliseconds.
+    fn count(&self, mut usage: Usage) -> Usage {
         if let Some(prompt) = &self.prompt {
             usage.input = self.encoding.count_prompt(&prompt.sample());
         }
         usage.output = self.encoding.count_sample(&self.output);
-        (usage, self.price.cost(&usage))
+        usage
     }
 }

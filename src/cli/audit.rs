@@ -50,7 +50,9 @@ fn print(differences: &[Difference], json: bool) {
         return;
     }
     if differences.is_empty() {
-        output::line("ok: every balance is the sum of its ledger entries, and no request holds credit that is settled");
+        output::line(
+            "ok: every balance is the sum of its ledger entries, every day the sum of its requests, and no request holds credit that is settled",
+        );
         return;
     }
     let shown = |amount: Option<NanoUsd>| amount.map_or_else(|| "none".to_owned(), |amount| amount.to_string());

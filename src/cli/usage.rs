@@ -8,8 +8,8 @@ use super::output::{self, Column, Table};
 use super::store::with_store;
 use super::value::{self, rfc3339};
 use super::{Common, Failure, Outcome};
-use crate::admin::UsageTotalDocument;
-use crate::relay::meter::{self, UsageDocument, UsageRecord};
+use crate::admin::{RequestDocument, UsageTotalDocument};
+use crate::relay::meter::{self, NanoUsd, UsageRecord};
 use crate::store::{self, Store, UsageFilter, UsagePosition, UsageTotal};
 
 /// How many requests are read and printed at a time, so that memory does not grow with the bill.
@@ -68,19 +68,23 @@ async fn totals(store: &Store, filter: &UsageFilter, by: By, json: bool) -> Resu
     }
     let rows: Vec<_> = totals
         .into_iter()
-        .map(|UsageTotal { group, requests, usage, cost }| {
+        .map(|UsageTotal { group, requests, errors, usage, cost, provider_cost, uncosted }| {
             let [input, cached, written, output] = columns_of(&usage);
-            [group, requests.to_string(), input, cached, written, output, cost.to_string()]
+            let (requests, errors) = (requests.to_string(), errors.to_string());
+            let provider_cost = known_cost(provider_cost, uncosted);
+            [group, requests, errors, input, cached, written, output, cost.to_string(), provider_cost]
         })
         .collect();
     let columns = [
         Column::Left(heading),
         Column::Right("REQUESTS"),
+        Column::Right("ERRORS"),
         Column::Right("INPUT"),
         Column::Right("CACHE READ"),
         Column::Right("CACHE WRITE"),
         Column::Right("OUTPUT"),
         Column::Right("USD"),
+        Column::Right("PROVIDER USD"),
     ];
     Table::new(columns).rows(&rows);
     Ok(())
@@ -92,7 +96,7 @@ async fn requests_as_json(store: &Store, filter: &UsageFilter) -> Result<(), Fai
     let mut opening = '[';
     while let Some(page) = pages.next().await? {
         for record in &page {
-            output::line(&format!("{opening}{}", serde_json::to_string(&UsageDocument::from(record))?));
+            output::line(&format!("{opening}{}", serde_json::to_string(&RequestDocument::from(record))?));
             opening = ',';
         }
     }
@@ -111,6 +115,7 @@ async fn requests_as_table(store: &Store, filter: &UsageFilter) -> Result<(), Fa
         Column::Right("CACHE WRITE"),
         Column::Right("OUTPUT"),
         Column::Right("USD"),
+        Column::Right("PROVIDER USD"),
         Column::Left("REMARKS"),
     ]);
     table.rows(&[]);
@@ -121,7 +126,7 @@ async fn requests_as_table(store: &Store, filter: &UsageFilter) -> Result<(), Fa
     Ok(())
 }
 
-fn table_row(record: &UsageRecord) -> [String; 10] {
+fn table_row(record: &UsageRecord) -> [String; 11] {
     let [input, cached, written, output] = columns_of(&record.usage);
     let remarks = [(record.estimated, "estimated"), (record.interrupted, "interrupted")];
     let remarks: Vec<&str> = remarks.into_iter().filter_map(|(holds, remark)| holds.then_some(remark)).collect();
@@ -135,8 +140,14 @@ fn table_row(record: &UsageRecord) -> [String; 10] {
         written,
         output,
         record.cost.to_string(),
+        record.provider_cost.map_or_else(|| "?".to_owned(), |cost| cost.to_string()),
         remarks.join(", "),
     ]
+}
+
+/// What providers charge, with a mark where that is not all.
+fn known_cost(known: NanoUsd, uncosted: u64) -> String {
+    if uncosted > 0 { format!("{known} + ?") } else { known.to_string() }
 }
 
 /// Tokens as tables show them: fresh input, read from a cache, written to one, output.

@@ -34,6 +34,8 @@ pub(super) struct TargetRow {
     pub(super) model: Box<str>,
     pub(super) weight: u32,
     pub(super) tier: u32,
+    /// What the provider charges.
+    pub(super) cost: Option<Price>,
     pub(super) rules: NamedRules,
 }
 
@@ -121,6 +123,7 @@ fn target(item: &Value<'_>) -> Option<TargetRow> {
     let tier = table
         .optional("tier")
         .map_or(Some(0), |value| value.number(0..=u64::from(u32::MAX)).and_then(|tier| u32::try_from(tier).ok()));
+    let cost = table.optional("cost").map_or(Some(None), |value| price::read(&value).map(Some));
     table.finish();
     Some(TargetRow {
         place: item.place().clone(),
@@ -128,6 +131,7 @@ fn target(item: &Value<'_>) -> Option<TargetRow> {
         model: model?.into(),
         weight: weight?,
         tier: tier?,
+        cost: cost?,
         rules: rules?,
     })
 }

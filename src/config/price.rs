@@ -1,4 +1,4 @@
-//! Prices as they are written: decimal strings in USD per million tokens, read exactly.
+//! Prices, and what providers charge, as they are written: decimal strings in USD per million tokens, read exactly.
 
 use super::reader::{Table, Value};
 use crate::relay::meter::{NanoUsd, Price, PriceTier, Rates};

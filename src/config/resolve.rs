@@ -136,13 +136,14 @@ impl Offers {
     }
 
     fn target(&self, row: TargetRow, of_model: &NamedRules, mistakes: &Mistakes) -> Option<Target> {
-        let TargetRow { place, provider, model: provider_model, weight, tier, rules } = row;
+        let TargetRow { place, provider, model: provider_model, weight, tier, cost, rules } = row;
         match self.by_name.get(&provider) {
             Some(Offer::Ready(provider)) => Some(Target {
                 provider: Arc::clone(provider),
                 model: provider_model,
                 weight,
                 tier,
+                cost,
                 rules: rules.or(of_model),
             }),
             Some(Offer::Gone) => None,

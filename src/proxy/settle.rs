@@ -6,7 +6,7 @@ use super::exchange::{Admitted, Answering, Arrival, Caller, Checkpoint, Dispatch
 use super::time_text;
 use crate::billing::{Progress, Receipt, Unreported};
 use crate::relay::dialect::{self, Outcome};
-use crate::relay::meter::{Encoding, Usage, UsageRecord};
+use crate::relay::meter::{Encoding, Price, Usage, UsageRecord};
 use crate::relay::refusal::Refusal;
 use crate::relay::route::Model;
 use crate::telemetry::AccessLine;
@@ -62,7 +62,8 @@ fn log_answered(exchange: &Exchange, caller: Option<&Caller>, model: Option<&Arc
 fn settle_failed(exchange: &Exchange, mut dispatch: Dispatch) {
     let asked = dispatch.target().or(dispatch.admitted.model.targets.first());
     let provider = asked.map(|target| target.provider.name.clone()).unwrap_or_default();
-    let used = Used { provider, interrupted: exchange.status == 0, ..Used::default() };
+    let cost = asked.and_then(|target| target.cost.clone());
+    let used = Used { provider, cost, interrupted: exchange.status == 0, ..Used::default() };
     // Nobody waits for it: there is no answer whose end it could hold back.
     drop(record(exchange, &mut dispatch.admitted, used));
 }
@@ -124,10 +125,12 @@ fn bill(exchange: &Exchange, answering: &mut Answering) -> Option<Receipt> {
         prompt: reported.is_none().then(|| std::mem::take(&mut answering.prompt)),
         output: answer.take_sample(),
         price: answering.admitted.model.price.clone(),
+        provider_price: answering.target.cost.clone(),
         encoding: Encoding::for_model(&answering.target.model),
     });
     let used = Used {
         provider: answering.target.provider.name.clone(),
+        cost: answering.target.cost.clone(),
         usage: reported.unwrap_or_default(),
         unreported,
         interrupted: outcome != Outcome::Complete || answering.tape.is_draining(),
@@ -162,6 +165,7 @@ pub(super) fn checkpoint(arrival: &Arrival, answering: &mut Answering, now_us: u
         provider: answering.target.provider.name.clone(),
         usage,
         cost: answering.admitted.model.price.cost(&usage),
+        provider_cost: answering.target.cost.as_ref().map(|cost| cost.cost(&usage)),
         first_token_ms: answering.first_token_us.map(since_arrival),
         total_ms: since_arrival(now_us),
     });
@@ -171,6 +175,8 @@ pub(super) fn checkpoint(arrival: &Arrival, answering: &mut Answering, now_us: u
 #[derive(Default)]
 struct Used {
     provider: Box<str>,
+    /// What the provider charges, where that is known.
+    cost: Option<Price>,
     usage: Usage,
     /// What passed, where the provider has not said what it used.
     unreported: Option<Unreported>,
@@ -197,6 +203,7 @@ fn record(exchange: &Exchange, admitted: &mut Admitted, used: Used) -> Option<Re
         status,
         usage: used.usage,
         cost: model.price.cost(&used.usage),
+        provider_cost: used.cost.map(|cost| cost.cost(&used.usage)),
         estimated: used.unreported.is_some(),
         interrupted: used.interrupted,
         started_at_ms: exchange.arrival.unix_ms,

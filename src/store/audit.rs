@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
-use sqlx::SqliteConnection;
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqliteConnection};
 use uuid::Uuid;
 
+use super::rollup::SUMMED;
+use super::totals::of_a_row;
 use super::{Store, StoreError, open};
 use crate::relay::meter::NanoUsd;
 
@@ -34,6 +36,10 @@ pub enum DifferenceKind {
     EntryMissing,
     /// An entry of usage has no request.
     UsageMissing,
+    /// A request is in another account's, key's, model's or provider's series, or in none.
+    Series,
+    /// The sums of a day are not those of its requests. Shown are the costs; what differs may be another sum.
+    UsageDay,
     /// Entries name an account that is not there.
     AccountMissing,
     /// Entries name a key that is not there.
@@ -59,6 +65,8 @@ impl DifferenceKind {
             DifferenceKind::Cost => "cost",
             DifferenceKind::EntryMissing => "entry_missing",
             DifferenceKind::UsageMissing => "usage_missing",
+            DifferenceKind::Series => "series",
+            DifferenceKind::UsageDay => "usage_day",
             DifferenceKind::AccountMissing => "account_missing",
             DifferenceKind::KeyMissing => "key_missing",
             DifferenceKind::FeeMissing => "fee_missing",
@@ -105,6 +113,12 @@ const CHECKS: &[(DifferenceKind, &str)] = &[
          AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.seq = e.seq) ORDER BY e.seq",
     ),
     (
+        DifferenceKind::Series,
+        "SELECT u.request_id, u.cost_nano_usd, CAST(NULL AS BIGINT) FROM usage_records u LEFT JOIN usage_series s \
+         ON s.id = u.series WHERE s.id IS NULL OR s.account_id <> u.account_id OR s.key_id <> u.key_id \
+         OR s.model <> u.model OR s.provider <> u.provider ORDER BY u.request_id",
+    ),
+    (
         DifferenceKind::AccountMissing,
         "SELECT e.account_id, CAST(NULL AS BIGINT), CAST(SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
          WHERE NOT EXISTS (SELECT 1 FROM accounts a WHERE a.id = e.account_id) \
@@ -138,17 +152,59 @@ const CHECKS: &[(DifferenceKind, &str)] = &[
 ];
 
 impl Store {
-    /// Compares balances, spendings and requests with the ledger's entries, all as of one moment. Empty when all is
-    /// well.
+    /// Compares balances, spendings and requests with the ledger's entries, and the sums by day with the requests, all as of
+    /// one moment. Empty when all is well.
     pub async fn audit(&self) -> Result<Vec<Difference>, StoreError> {
         let mut transaction = self.read().await?;
         let mut differences = Vec::new();
         for (kind, sql) in CHECKS {
-            differences.extend(check(&mut transaction, *kind, sql).await?);
+            differences.extend(check(&mut transaction, *kind, *sql).await?);
+        }
+        for sql in sums_checks() {
+            differences.extend(check(&mut transaction, DifferenceKind::UsageDay, sql).await?);
         }
         open::shrink(&mut transaction).await?;
         Ok(differences)
     }
+}
+
+/// Each day's sums of a series against its requests; and those of an account, and of a model at a provider, against those of their
+/// series. What stands on one side only differs too.
+fn sums_checks() -> [AssertSqlSafe<String>; 3] {
+    let both = |id: &str, by: &str, kept: &str, derived: &str| {
+        let differs = SUMMED.map(|sum| format!("SUM(side * {sum}) <> 0")).join(" OR ");
+        AssertSqlSafe(format!(
+            "SELECT {id}, CAST(SUM(CASE WHEN side = 1 THEN cost_nano_usd END) AS BIGINT), \
+             CAST(SUM(CASE WHEN side = -1 THEN cost_nano_usd END) AS BIGINT) \
+             FROM (SELECT 1 AS side, {kept} UNION ALL SELECT -1 AS side, {derived}) AS sides \
+             GROUP BY {by} HAVING {differs} ORDER BY {by}"
+        ))
+    };
+    let sums = SUMMED.join(", ");
+    let of_rows = SUMMED.map(|sum| format!("{} AS {sum}", of_a_row(sum))).join(", ");
+    let of_series = SUMMED.map(|sum| format!("d.{sum}")).join(", ");
+    [
+        both(
+            "'day ' || CAST(day AS TEXT) || ' series ' || CAST(series AS TEXT)",
+            "day, series",
+            &format!("day, series, {sums} FROM usage_days"),
+            &format!("started_at_ms / 86400000 AS day, series, {of_rows} FROM usage_records"),
+        ),
+        both(
+            "'day ' || CAST(day AS TEXT) || ' ' || account_id",
+            "day, account_id",
+            &format!("day, account_id, {sums} FROM usage_accounts"),
+            &format!("d.day, s.account_id, {of_series} FROM usage_days d JOIN usage_series s ON s.id = d.series"),
+        ),
+        both(
+            "'day ' || CAST(day AS TEXT) || ' ' || model || ' at ' || provider",
+            "day, model, provider",
+            &format!("day, model, provider, {sums} FROM usage_totals"),
+            &format!(
+                "d.day, s.model, s.provider, {of_series} FROM usage_days d JOIN usage_series s ON s.id = d.series"
+            ),
+        ),
+    ]
 }
 
 impl Store {
@@ -165,7 +221,7 @@ impl Store {
 async fn check(
     connection: &mut SqliteConnection,
     kind: DifferenceKind,
-    sql: &'static str,
+    sql: impl SqlSafeStr,
 ) -> Result<Vec<Difference>, StoreError> {
     let rows: Vec<(String, Option<i64>, Option<i64>)> = sqlx::query_as(sql).fetch_all(connection).await?;
     let difference = |(id, stored, derived): (String, Option<i64>, Option<i64>)| Difference {
@@ -210,13 +266,14 @@ mod tests {
     #[tokio::test]
     async fn a_doctored_cost_is_found() {
         let found = found_after("UPDATE usage_records SET cost_nano_usd = 21 WHERE cost_nano_usd = 20").await;
-        assert_eq!(found, [(DifferenceKind::Cost, Some(21), Some(20))]);
+        let day = (DifferenceKind::UsageDay, Some(120), Some(121));
+        assert_eq!(found, [(DifferenceKind::Cost, Some(21), Some(20)), day]);
     }
 
     #[tokio::test]
     async fn a_request_given_to_another_payer_is_found() {
         let found = found_after("UPDATE usage_records SET account_id = 'x' WHERE cost_nano_usd = 20").await;
-        assert_eq!(found, [(DifferenceKind::Cost, Some(20), Some(20))]);
+        assert_eq!(found, [(DifferenceKind::Cost, Some(20), Some(20)), (DifferenceKind::Series, Some(20), None)]);
     }
 
     #[tokio::test]
@@ -235,7 +292,32 @@ mod tests {
     #[tokio::test]
     async fn a_deleted_request_is_found() {
         let found = found_after("DELETE FROM usage_records WHERE cost_nano_usd = 20").await;
-        assert_eq!(found, [(DifferenceKind::UsageMissing, None, Some(20))]);
+        let day = (DifferenceKind::UsageDay, Some(120), Some(100));
+        assert_eq!(found, [(DifferenceKind::UsageMissing, None, Some(20)), day]);
+    }
+
+    #[tokio::test]
+    async fn a_days_sum_that_drifts_is_found() {
+        for (sql, found) in [
+            ("UPDATE usage_days SET cost_nano_usd = cost_nano_usd + 1", vec![(Some(121), Some(120)); 1]),
+            ("UPDATE usage_days SET requests = requests + 1", vec![(Some(120), Some(120))]),
+            ("UPDATE usage_totals SET output_tokens = 0", vec![(Some(120), Some(120))]),
+            ("DELETE FROM usage_totals", vec![(None, Some(120))]),
+            ("UPDATE usage_accounts SET errors = 1", vec![(Some(120), Some(120))]),
+            ("UPDATE usage_totals SET day = 7", vec![(None, Some(120)), (Some(120), None)]),
+            (
+                "INSERT INTO usage_days SELECT series, 9, 1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0 FROM usage_days",
+                vec![(Some(5), None)],
+            ),
+        ] {
+            // What is kept of the series is what the sums of all are held against.
+            let both = sql.contains("usage_days");
+            let of_series: Vec<_> =
+                found.into_iter().map(|(stored, derived)| (DifferenceKind::UsageDay, stored, derived)).collect();
+            let all = found_after(sql).await;
+            assert_eq!(all[..of_series.len()], of_series, "{sql}");
+            assert_eq!(all.len(), of_series.len() * if both { 3 } else { 1 }, "{sql}: {all:?}");
+        }
     }
 
     #[tokio::test]

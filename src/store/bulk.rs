@@ -14,7 +14,7 @@ use sqlx::{Arguments, AssertSqlSafe, SqliteConnection};
 
 use super::StoreError;
 use super::key::saturating_i64;
-use super::ledger::charged;
+use super::ledger::{charged, provider_charged};
 use crate::relay::meter::UsageRecord;
 
 /// The most tokens of a class that one request is recorded with: more is a provider's nonsense, and would leave sums that no longer fit.
@@ -26,52 +26,93 @@ const ROWS_MAX: usize = 256;
 /// So many rows has each of the statements that a batch is made of.
 const ROW_COUNTS: [usize; 5] = [ROWS_MAX, 64, 16, 4, 1];
 
-/// Columns of `usage_records`.
-const COLUMNS: usize = 19;
-
-/// The statements of [`ROW_COUNTS`], the same texts every time, so that each is prepared once a connection.
-static INSERT_USAGE: LazyLock<[Arc<String>; ROW_COUNTS.len()]> =
-    LazyLock::new(|| ROW_COUNTS.map(|rows| Arc::new(insert_usage_sql(rows))));
-
-fn insert_usage_sql(rows: usize) -> String {
-    let row = format!("({})", ["?"; COLUMNS].join(", "));
-    let rows = vec![row; rows].join(", ");
-    format!(
-        "INSERT INTO usage_records (seq, request_id, account_id, key_id, model, provider, status, input_tokens, \
-         cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, \
-         cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms) \
-         VALUES {rows} ON CONFLICT (request_id) DO NOTHING"
-    )
+/// A statement that puts rows into a table, in the texts for [`ROW_COUNTS`]: the same texts every time, so that each is prepared once
+/// a connection.
+pub(super) struct Insert {
+    columns: usize,
+    texts: [Arc<String>; ROW_COUNTS.len()],
 }
 
-/// Inserts a usage row for each record whose request has none yet, numbered from `first_seq` on in the records' order. Returns the
-/// numbers that were not used, because a request has its row already.
+impl Insert {
+    pub(super) fn new(table: &str, columns: &[&str], on_conflict: &str) -> Self {
+        let row = format!("({})", vec!["?"; columns.len()].join(", "));
+        let names = columns.join(", ");
+        let text = |rows| {
+            let rows = vec![row.as_str(); rows].join(", ");
+            Arc::new(format!("INSERT INTO {table} ({names}) VALUES {rows} {on_conflict}"))
+        };
+        Self { columns: columns.len(), texts: ROW_COUNTS.map(text) }
+    }
+
+    /// Puts those rows in, each with the columns that `add` gives it, and says how many it touched.
+    pub(super) async fn run<'a, R>(
+        &self,
+        connection: &mut SqliteConnection,
+        mut rows: &'a [R],
+        mut add: impl FnMut(&mut SqliteArguments, &'a R) -> Result<(), BoxDynError>,
+    ) -> Result<u64, StoreError> {
+        let mut touched = 0;
+        for (count, text) in ROW_COUNTS.into_iter().zip(&self.texts) {
+            while let Some((chunk, others)) = rows.split_at_checked(count) {
+                let mut values = SqliteArguments::default();
+                values.reserve(count * self.columns, 0);
+                chunk.iter().try_for_each(|row| add(&mut values, row)).map_err(sqlx::Error::Encode)?;
+                let insert = sqlx::query_with(AssertSqlSafe(Arc::clone(text)), values);
+                touched += insert.execute(&mut *connection).await?.rows_affected();
+                rows = others;
+            }
+        }
+        Ok(touched)
+    }
+}
+
+static INSERT_USAGE: LazyLock<Insert> = LazyLock::new(|| {
+    const COLUMNS: [&str; 21] = [
+        "seq",
+        "request_id",
+        "account_id",
+        "key_id",
+        "model",
+        "provider",
+        "status",
+        "input_tokens",
+        "cache_read_tokens",
+        "cache_write_5m_tokens",
+        "cache_write_1h_tokens",
+        "output_tokens",
+        "reasoning_tokens",
+        "cost_nano_usd",
+        "estimated",
+        "interrupted",
+        "started_at_ms",
+        "first_token_ms",
+        "total_ms",
+        "series",
+        "provider_cost_nano_usd",
+    ];
+    Insert::new("usage_records", &COLUMNS, "ON CONFLICT (request_id) DO NOTHING")
+});
+
+/// Inserts a usage row for each record whose request has none yet, numbered from `first_seq` on in the records' order, each in its
+/// series. Returns the numbers that were not used, because a request has its row already.
 pub(super) async fn insert_usage(
     connection: &mut SqliteConnection,
     first_seq: i64,
     records: &[UsageRecord],
+    series: &[i64],
 ) -> Result<HashSet<i64>, StoreError> {
     const USED: &str = "SELECT seq FROM usage_records WHERE seq BETWEEN $1 AND $2";
     let mut names = Names::default();
-    let mut inserted = 0;
-    let mut rest = records;
-    let mut seq = first_seq..;
-    for (rows, sql) in ROW_COUNTS.into_iter().zip(INSERT_USAGE.iter()) {
-        while let Some((chunk, others)) = rest.split_at_checked(rows) {
-            let mut values = SqliteArguments::default();
-            values.reserve(rows * COLUMNS, 0);
-            for (record, seq) in chunk.iter().zip(&mut seq) {
-                names.add(&mut values, seq, record).map_err(sqlx::Error::Encode)?;
-            }
-            let insert = sqlx::query_with(AssertSqlSafe(Arc::clone(sql)), values);
-            inserted += insert.execute(&mut *connection).await?.rows_affected();
-            rest = others;
-        }
-    }
-    let seqs = first_seq..seq.start;
+    let mut places = (first_seq..).zip(series);
+    let inserted = INSERT_USAGE.run(connection, records, |to, record| {
+        let (seq, series) = places.next().ok_or("a request without a series")?;
+        names.add(to, seq, *series, record)
+    });
+    let inserted = inserted.await?;
     if inserted == records.len() as u64 {
         return Ok(HashSet::new());
     }
+    let seqs = first_seq..first_seq.saturating_add_unsigned(records.len() as u64);
     let used = sqlx::query_scalar(USED).bind(seqs.start).bind(seqs.end - 1);
     let used: HashSet<i64> = used.fetch_all(connection).await?.into_iter().collect();
     Ok(seqs.filter(|seq| !used.contains(seq)).collect())
@@ -102,8 +143,13 @@ impl<'a> Names<'a> {
     }
 
     /// Adds a row's columns.
-    fn add(&mut self, to: &mut SqliteArguments, seq: i64, record: &'a UsageRecord) -> Result<(), BoxDynError> {
-        let tokens = |count: u64| saturating_i64(count.min(TOKENS_MAX));
+    fn add(
+        &mut self,
+        to: &mut SqliteArguments,
+        seq: i64,
+        series: i64,
+        record: &'a UsageRecord,
+    ) -> Result<(), BoxDynError> {
         let usage = &record.usage;
         to.add(seq)?;
         to.add(record.request_id.to_string())?;
@@ -123,8 +169,15 @@ impl<'a> Names<'a> {
         to.add(record.interrupted)?;
         to.add(record.started_at_ms)?;
         to.add(record.first_token_ms)?;
-        to.add(record.total_ms)
+        to.add(record.total_ms)?;
+        to.add(series)?;
+        to.add(provider_charged(record).map(|cost| cost.0))
     }
+}
+
+/// Tokens of a class, as they are recorded.
+pub(super) fn tokens(count: u64) -> i64 {
+    saturating_i64(count.min(TOKENS_MAX))
 }
 
 /// A sum that is kept beside the ledger: an account's balance or a key's spending.
@@ -171,6 +224,7 @@ impl Kept {
     }
 }
 
-fn json(list: &impl serde::Serialize) -> Result<String, StoreError> {
+/// A list as a statement takes it that reads it through `json_each`.
+pub(super) fn json(list: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(list).map_err(|error| StoreError::Database(sqlx::Error::Encode(error.into())))
 }

@@ -45,6 +45,7 @@ pub(super) fn record(fixture: &Fixture, cost_nano_usd: i64) -> UsageRecord {
         status: 200,
         usage: Usage { input: 11, cache_read: 2, cache_write_5m: 3, cache_write_1h: 4, output: 5, reasoning: 1 },
         cost: NanoUsd(cost_nano_usd),
+        provider_cost: None,
         estimated: false,
         interrupted: false,
         started_at_ms: 10_000,

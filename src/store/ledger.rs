@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::bulk::{self, BALANCES, Kept, SPENDINGS};
 use super::change::Counter;
-use super::{Store, StoreError, spool};
+use super::{Store, StoreError, rollup, spool};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 
 /// The most that one request is charged: a million dollars. A cost above it is a provider's nonsense, and would leave
@@ -47,8 +47,8 @@ pub struct SpoolCursor<'a> {
 }
 
 impl Store {
-    /// Enters finished requests in one transaction: a usage row, a ledger entry of minus its cost, the account's balance
-    /// and the key's spending. A request that failed and cost nothing has its usage row and no entry. A request that was
+    /// Enters finished requests in one transaction: a usage row, a ledger entry of minus its cost, the account's balance,
+    /// the key's spending, and the day's sums. A request that failed and cost nothing has its usage row and no entry. A request that was
     /// settled before is left as it is, so a call may be repeated.
     ///
     /// With a cursor it is remembered up to where the writer's batches are entered, and batches at or below that are not entered
@@ -70,7 +70,8 @@ impl Store {
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
         let last_seq = Counter::LedgerSeq.advance(&mut transaction, count).await?;
         let first_seq = last_seq - count + 1;
-        let repeated = bulk::insert_usage(&mut transaction, first_seq, records).await?;
+        let series = rollup::series(&mut transaction, records).await?;
+        let repeated = bulk::insert_usage(&mut transaction, first_seq, records, &series).await?;
         let unentered: Vec<i64> =
             (first_seq..).zip(records).filter(|(_, record)| !is_entered(record)).map(|(seq, _)| seq).collect();
         bulk::insert_entries(&mut transaction, first_seq, last_seq, &unentered).await?;
@@ -84,6 +85,8 @@ impl Store {
         }
         charge(&mut transaction, &BALANCES, &mut by_account, i64::saturating_sub).await?;
         charge(&mut transaction, &SPENDINGS, &mut by_key, i64::saturating_add).await?;
+        let fresh = (first_seq..).zip(records.iter().zip(series)).filter(|(seq, _)| !repeated.contains(seq));
+        rollup::add(&mut transaction, fresh.map(|(_, record)| record)).await?;
         transaction.commit().await?;
         let settled = |(seq, record)| settled(record, !repeated.contains(&seq), &by_account, &by_key);
         Ok((first_seq..).zip(records).map(settled).collect())
@@ -172,6 +175,11 @@ fn is_entered(record: &UsageRecord) -> bool {
 /// What a record's request is charged.
 pub(super) fn charged(record: &UsageRecord) -> NanoUsd {
     record.cost.clamp(NanoUsd(0), COST_MAX)
+}
+
+/// What the provider charges for a record's request, where that is known.
+pub(super) fn provider_charged(record: &UsageRecord) -> Option<NanoUsd> {
+    record.provider_cost.map(|cost| cost.clamp(NanoUsd(0), COST_MAX))
 }
 
 #[cfg(test)]

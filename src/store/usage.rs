@@ -1,9 +1,11 @@
-//! What was used and what it cost, read back.
+//! What was used, request by request, read back.
+//!
+//! Sums are `totals`'.
+
+use std::collections::HashMap;
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{FromRow, Row};
-use time::macros::format_description;
-use time::{Date, OffsetDateTime};
+use sqlx::{FromRow, QueryBuilder, Row, Sqlite};
 use uuid::Uuid;
 
 use super::{Store, StoreError};
@@ -22,6 +24,18 @@ pub struct UsageFilter {
     pub since_ms: Option<i64>,
     /// Only those that began before this time. Milliseconds since the Unix epoch.
     pub until_ms: Option<i64>,
+}
+
+impl UsageFilter {
+    /// Narrows a query down to whom and what the filter names. The columns are those of `table`, which is an alias and a point.
+    pub(super) fn push_names(&self, query: &mut QueryBuilder<Sqlite>, table: &'static str) {
+        let names = [("account_id", &self.account_id), ("key_id", &self.key_id), ("model", &self.model)];
+        for (column, name) in names {
+            if let Some(name) = name {
+                query.push(" AND ").push(table).push(column).push(" = ").push_bind(name.clone());
+            }
+        }
+    }
 }
 
 /// Where a page of requests ended.
@@ -43,76 +57,12 @@ impl UsagePosition {
     }
 }
 
-/// A page of sums: those of the groups that come after one, in an order that does not change while requests are added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GroupPage<'a> {
-    /// The last group of the page before.
-    pub after: Option<&'a str>,
-    /// How many at most.
-    pub limit: u32,
-}
+const SELECT: &str = "SELECT request_id, account_id, key_id, model, provider, status, input_tokens, cache_read_tokens, \
+    cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, \
+    estimated, interrupted, started_at_ms, first_token_ms, total_ms FROM usage_records";
 
-/// By what usage is summed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
-    /// The account's id.
-    Account,
-    /// The public id of the model.
-    Model,
-    /// The key's id.
-    Key,
-    /// The UTC day on which requests began.
-    Day,
-}
-
-/// The sums over the requests of one account, model, key or day.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UsageTotal {
-    /// The account's id, the model, the key's id, or the day as `YYYY-MM-DD`.
-    pub group: String,
-    /// How many.
-    pub requests: u64,
-    /// What they used.
-    pub usage: Usage,
-    /// What they cost.
-    pub cost: NanoUsd,
-}
-
-macro_rules! select_records {
-    ($where:literal) => {
-        concat!(
-            "SELECT request_id, account_id, key_id, model, provider, status, input_tokens, cache_read_tokens, \
-             cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, estimated, \
-             interrupted, started_at_ms, first_token_ms, total_ms FROM usage_records WHERE ",
-            $where,
-            " AND started_at_ms >= $2 AND (started_at_ms, request_id) < ($3, $4) \
-              AND ($6 = '' OR key_id = $6) AND ($7 = '' OR model = $7) ORDER BY started_at_ms DESC, request_id DESC LIMIT $5"
-        )
-    };
-}
-
-/// Sums are cast because Postgres widens them to another type than the column's.
-macro_rules! select_totals {
-    ($group:literal, $order:literal) => {
-        concat!(
-            "SELECT ",
-            $group,
-            " AS usage_group, COUNT(*) AS requests, CAST(SUM(input_tokens) AS BIGINT) AS input_tokens, \
-             CAST(SUM(cache_read_tokens) AS BIGINT) AS cache_read_tokens, \
-             CAST(SUM(cache_write_5m_tokens) AS BIGINT) AS cache_write_5m_tokens, \
-             CAST(SUM(cache_write_1h_tokens) AS BIGINT) AS cache_write_1h_tokens, \
-             CAST(SUM(output_tokens) AS BIGINT) AS output_tokens, \
-             CAST(SUM(reasoning_tokens) AS BIGINT) AS reasoning_tokens, \
-             CAST(SUM(cost_nano_usd) AS BIGINT) AS cost_nano_usd FROM usage_records \
-             WHERE ($1 = '' OR account_id = $1) AND started_at_ms >= $2 AND started_at_ms < $3 \
-             AND ($4 = '' OR key_id = $4) AND ($5 = '' OR model = $5) AND ($6 = '' OR ",
-            $group,
-            " > $6) GROUP BY usage_group ORDER BY ",
-            $order,
-            " LIMIT $7"
-        )
-    };
-}
+/// So many requests are looked at, at the most, where each of several series gives its newest.
+const LOOKED_AT_MAX: u32 = 50_000;
 
 impl Store {
     /// At most `limit` requests, newest first, from the newest or from where another page ended.
@@ -123,22 +73,27 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<UsageRecord>, StoreError> {
         let until = UsagePosition::before(filter.until_ms.unwrap_or(i64::MAX));
-        let after = after.map_or(&until, |after| after.min(&until));
-        let sql = match filter.account_id {
-            Some(_) => select_records!("account_id = $1"),
-            None => select_records!("$1 = ''"),
+        let page = RecordPage { filter, after: after.map_or(&until, |after| after.min(&until)), limit };
+        let mut query = match self.has_few_series(filter, limit).await? {
+            true => page.of_series(),
+            false => page.by_time(),
         };
-        let rows: Vec<RecordRow> = sqlx::query_as(sql)
-            .bind(filter.account_id.as_deref().unwrap_or_default())
-            .bind(filter.since_ms.unwrap_or(i64::MIN))
-            .bind(after.started_at_ms)
-            .bind(&after.request_id)
-            .bind(i64::from(limit))
-            .bind(filter.key_id.as_deref().unwrap_or_default())
-            .bind(filter.model.as_deref().unwrap_or_default())
-            .fetch_all(&self.pool)
-            .await?;
+        let rows: Vec<RecordRow> = query.build_query_as().fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(|RecordRow(record)| record).collect())
+    }
+
+    /// Whether a key's or a model's requests are to be looked for in their series. Where there are many of those, many requests are
+    /// meant, and they are found soon among all that there are.
+    async fn has_few_series(&self, filter: &UsageFilter, limit: u32) -> Result<bool, StoreError> {
+        if filter.key_id.is_none() && filter.model.is_none() {
+            return Ok(false);
+        }
+        let few = LOOKED_AT_MAX / limit.clamp(1, LOOKED_AT_MAX);
+        let mut query = QueryBuilder::new("SELECT COUNT(*) FROM (SELECT 1 FROM usage_series s WHERE 1 = 1");
+        filter.push_names(&mut query, "s.");
+        query.push(" LIMIT ").push_bind(i64::from(few) + 1).push(") AS some");
+        let found: i64 = query.build_query_scalar().fetch_one(&self.pool).await?;
+        Ok(found <= i64::from(few))
     }
 
     /// Where the request of that id stands, if there is one.
@@ -151,78 +106,72 @@ impl Store {
         Ok(started_at_ms.map(|started_at_ms| UsagePosition { started_at_ms, request_id: request_id.to_owned() }))
     }
 
-    /// The sums of requests: the dearest account, model or key first, or the latest day.
-    pub async fn usage_by(&self, filter: &UsageFilter, by: By) -> Result<Vec<UsageTotal>, StoreError> {
-        let sql = match by {
-            By::Account => select_totals!("account_id", "cost_nano_usd DESC, usage_group"),
-            By::Model => select_totals!("model", "cost_nano_usd DESC, usage_group"),
-            By::Key => select_totals!("key_id", "cost_nano_usd DESC, usage_group"),
-            By::Day => DAYS,
-        };
-        self.totals(sql, filter, by, GroupPage { after: None, limit: u32::MAX }).await
+    /// When the latest request of each key began that an account has used, by the key's id. Milliseconds since the Unix epoch.
+    pub async fn keys_last_used(&self, account_id: &str) -> Result<HashMap<String, i64>, StoreError> {
+        const SELECT: &str = "SELECT s.key_id, MAX((SELECT MAX(u.started_at_ms) FROM usage_records u \
+             WHERE u.series = s.id)) FROM usage_series s WHERE s.account_id = $1 GROUP BY s.key_id";
+        let rows: Vec<(String, Option<i64>)> = sqlx::query_as(SELECT).bind(account_id).fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().filter_map(|(key_id, at_ms)| Some((key_id, at_ms?))).collect())
     }
 
-    /// A page of the sums of requests: accounts, models or keys in the order of their ids, days the latest first. A page of
-    /// days begins after a day as [`UsageTotal`] has it; none does after what is no day.
-    pub async fn usage_by_page(
-        &self,
-        filter: &UsageFilter,
-        by: By,
-        page: GroupPage<'_>,
-    ) -> Result<Vec<UsageTotal>, StoreError> {
-        let sql = match by {
-            By::Account => select_totals!("account_id", "usage_group"),
-            By::Model => select_totals!("model", "usage_group"),
-            By::Key => select_totals!("key_id", "usage_group"),
-            By::Day => {
-                let before_ms = page.after.map_or(i64::MAX, |day| day_begins_ms(day).unwrap_or(i64::MIN));
-                let until_ms = Some(filter.until_ms.unwrap_or(i64::MAX).min(before_ms));
-                let filter = UsageFilter { until_ms, ..filter.clone() };
-                return self.totals(DAYS, &filter, by, GroupPage { after: None, ..page }).await;
-            }
-        };
-        self.totals(sql, filter, by, page).await
+    /// When the latest request of that key began. Milliseconds since the Unix epoch.
+    pub async fn key_last_used(&self, key_id: &str) -> Result<Option<i64>, StoreError> {
+        const SELECT: &str = "SELECT MAX((SELECT MAX(u.started_at_ms) FROM usage_records u WHERE u.series = s.id)) \
+             FROM usage_series s WHERE s.key_id = $1";
+        Ok(sqlx::query_scalar(SELECT).bind(key_id).fetch_one(&self.pool).await?)
+    }
+}
+
+/// The next requests after a position, the newest first.
+struct RecordPage<'a> {
+    filter: &'a UsageFilter,
+    after: &'a UsagePosition,
+    limit: u32,
+}
+
+impl RecordPage<'_> {
+    /// By walking back in time, through all requests or through an account's.
+    fn by_time(&self) -> QueryBuilder<Sqlite> {
+        let mut query = QueryBuilder::new(SELECT);
+        query.push(" WHERE 1 = 1");
+        self.filter.push_names(&mut query, "");
+        self.push_time(&mut query, "");
+        self.push_newest(&mut query, "");
+        query
     }
 
-    async fn totals(
-        &self,
-        sql: &'static str,
-        filter: &UsageFilter,
-        by: By,
-        page: GroupPage<'_>,
-    ) -> Result<Vec<UsageTotal>, StoreError> {
-        let rows: Vec<TotalRow> = sqlx::query_as(sql)
-            .bind(filter.account_id.as_deref().unwrap_or_default())
-            .bind(filter.since_ms.unwrap_or(i64::MIN))
-            .bind(filter.until_ms.unwrap_or(i64::MAX))
-            .bind(filter.key_id.as_deref().unwrap_or_default())
-            .bind(filter.model.as_deref().unwrap_or_default())
-            .bind(page.after.unwrap_or_default())
-            .bind(i64::from(page.limit))
-            .fetch_all(&self.pool)
-            .await?;
-        let mut totals: Vec<UsageTotal> = rows.into_iter().map(|TotalRow(total)| total).collect();
-        if by == By::Day {
-            for total in &mut totals {
-                total.group = day(&total.group).unwrap_or_default();
-            }
+    /// By taking the newest of each series, and the newest of those.
+    fn of_series(&self) -> QueryBuilder<Sqlite> {
+        let mut query = QueryBuilder::new(SELECT);
+        // In this order: the series, then of each what the innermost finds.
+        query.push(
+            " WHERE seq IN (SELECT r.seq FROM usage_series s CROSS JOIN usage_records r WHERE r.seq IN \
+             (SELECT i.seq FROM usage_records i WHERE i.series = s.id",
+        );
+        self.push_time(&mut query, "i.");
+        self.push_newest(&mut query, "i.");
+        query.push(")");
+        self.filter.push_names(&mut query, "s.");
+        self.push_newest(&mut query, "r.");
+        query.push(")");
+        self.push_newest(&mut query, "");
+        query
+    }
+
+    fn push_time(&self, query: &mut QueryBuilder<Sqlite>, table: &'static str) {
+        let after = self.after;
+        if let Some(since_ms) = self.filter.since_ms {
+            query.push(" AND ").push(table).push("started_at_ms >= ").push_bind(since_ms);
         }
-        Ok(totals)
+        query.push(" AND ").push(table).push("started_at_ms <= ").push_bind(after.started_at_ms);
+        query.push(" AND (").push(table).push("started_at_ms, ").push(table).push("request_id) < (");
+        query.push_bind(after.started_at_ms).push(", ").push_bind(after.request_id.clone()).push(")");
     }
-}
 
-const DAYS: &str = select_totals!("CAST(started_at_ms / 86400000 AS TEXT)", "MIN(started_at_ms) DESC");
-
-/// When a day begins, as sums by day call it. Milliseconds since the Unix epoch.
-pub fn day_begins_ms(day: &str) -> Option<i64> {
-    let date = Date::parse(day, format_description!("[year]-[month]-[day]")).ok()?;
-    date.midnight().assume_utc().unix_timestamp().checked_mul(1_000)
-}
-
-/// The date of a day that is counted from the Unix epoch.
-fn day(days_since_epoch: &str) -> Option<String> {
-    let seconds = days_since_epoch.parse::<i64>().ok()?.checked_mul(86_400)?;
-    Some(OffsetDateTime::from_unix_timestamp(seconds).ok()?.date().to_string())
+    fn push_newest(&self, query: &mut QueryBuilder<Sqlite>, table: &'static str) {
+        query.push(" ORDER BY ").push(table).push("started_at_ms DESC, ").push(table).push("request_id DESC LIMIT ");
+        query.push_bind(i64::from(self.limit));
+    }
 }
 
 struct RecordRow(UsageRecord);
@@ -240,6 +189,7 @@ impl FromRow<'_, SqliteRow> for RecordRow {
             status: unsigned(row, "status")?,
             usage: usage_of(row)?,
             cost: NanoUsd(row.try_get("cost_nano_usd")?),
+            provider_cost: row.try_get::<Option<i64>, _>("provider_cost_nano_usd")?.map(NanoUsd),
             estimated: row.try_get("estimated")?,
             interrupted: row.try_get("interrupted")?,
             started_at_ms: row.try_get("started_at_ms")?,
@@ -249,20 +199,7 @@ impl FromRow<'_, SqliteRow> for RecordRow {
     }
 }
 
-struct TotalRow(UsageTotal);
-
-impl FromRow<'_, SqliteRow> for TotalRow {
-    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
-        Ok(Self(UsageTotal {
-            group: row.try_get("usage_group")?,
-            requests: unsigned(row, "requests")?,
-            usage: usage_of(row)?,
-            cost: NanoUsd(row.try_get("cost_nano_usd")?),
-        }))
-    }
-}
-
-fn usage_of(row: &SqliteRow) -> sqlx::Result<Usage> {
+pub(super) fn usage_of(row: &SqliteRow) -> sqlx::Result<Usage> {
     Ok(Usage {
         input: unsigned(row, "input_tokens")?,
         cache_read: unsigned(row, "cache_read_tokens")?,
@@ -273,7 +210,7 @@ fn usage_of(row: &SqliteRow) -> sqlx::Result<Usage> {
     })
 }
 
-fn unsigned<N: TryFrom<i64>>(row: &SqliteRow, column: &str) -> sqlx::Result<N> {
+pub(super) fn unsigned<N: TryFrom<i64>>(row: &SqliteRow, column: &str) -> sqlx::Result<N> {
     let stored: i64 = row.try_get(column)?;
     N::try_from(stored).map_err(|_| sqlx::Error::ColumnDecode {
         index: column.to_owned(),
@@ -283,6 +220,7 @@ fn unsigned<N: TryFrom<i64>>(row: &SqliteRow, column: &str) -> sqlx::Result<N> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::By;
     use super::super::fixture::{Fixture, record};
     use super::*;
 
@@ -319,28 +257,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn filters_hold_for_lists_and_sums() {
-        let fixture = Fixture::with_credit("5").await;
-        let stranger = UsageRecord { account_id: "acct_b".into(), ..record(&fixture, 50) };
-        let old = UsageRecord { started_at_ms: 9_999, ..record(&fixture, 30) };
-        fixture.store.settle(&[stranger, old, record(&fixture, 1)], None).await.unwrap();
-        let filter = UsageFilter {
-            account_id: Some(fixture.account_id.clone()),
-            since_ms: Some(10_000),
-            ..UsageFilter::default()
-        };
-        assert_eq!(fixture.store.usage(&filter, None, 10).await.unwrap().len(), 1);
-        let totals = fixture.store.usage_by(&filter, By::Key).await.unwrap();
-        let usage = record(&fixture, 1).usage;
-        assert_eq!(totals, [UsageTotal { group: fixture.key_id.clone(), requests: 1, usage, cost: NanoUsd(1) }]);
-        let by_account = fixture.store.usage_by(&UsageFilter::default(), By::Account).await.unwrap();
-        let groups: Vec<_> = by_account.iter().map(|total| (&*total.group, total.requests, total.cost.0)).collect();
-        assert_eq!(groups, [("acct_b", 1, 50), (&*fixture.account_id, 2, 31)], "the dearest first");
-        let everything = fixture.store.usage_by(&UsageFilter::default(), By::Model).await.unwrap();
-        assert_eq!((everything[0].requests, everything[0].usage.input, everything[0].cost), (3, 33, NanoUsd(81)));
-    }
-
-    #[tokio::test]
     async fn requests_are_found_by_key_by_model_and_until_when() {
         let fixture = Fixture::with_credit("5").await;
         let of_key = UsageRecord { key_id: "key_b".into(), ..record(&fixture, 1) };
@@ -368,41 +284,84 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sums_come_by_the_page_too() {
+    async fn a_page_is_the_same_whichever_way_it_is_found() {
         let fixture = Fixture::with_credit("5").await;
-        let models = ["c", "a", "e", "b", "d"];
-        let records = (0_i64..).zip(models).map(|(at, model)| {
-            let started_at_ms = at * 86_400_000;
-            UsageRecord { started_at_ms, model: model.into(), ..record(&fixture, at + 1) }
-        });
-        fixture.store.settle(&records.collect::<Vec<_>>(), None).await.unwrap();
-        let filter = UsageFilter::default();
-        for (by, expected) in [
-            (By::Model, ["a", "b", "c", "d", "e"]),
-            (By::Day, ["1970-01-05", "1970-01-04", "1970-01-03", "1970-01-02", "1970-01-01"]),
+        let (keys, models) = (["key_a", "key_b", "key_c"], ["m", "n"]);
+        let records: Vec<_> = (0..60)
+            .map(|at: usize| UsageRecord {
+                key_id: keys[at % 3].into(),
+                model: models[at / 7 % 2].into(),
+                started_at_ms: i64::try_from(at / 4).unwrap(),
+                ..record(&fixture, 1)
+            })
+            .collect();
+        fixture.store.settle(&records, None).await.unwrap();
+        let of = |key: Option<&str>, model: Option<&str>, since_ms, until_ms| UsageFilter {
+            account_id: Some(fixture.account_id.clone()),
+            key_id: key.map(str::to_owned),
+            model: model.map(str::to_owned),
+            since_ms,
+            until_ms,
+        };
+        for filter in [
+            of(Some("key_a"), None, None, None),
+            of(None, Some("n"), Some(3), None),
+            of(Some("key_b"), Some("m"), Some(2), Some(11)),
+            of(Some("nobody's"), None, None, None),
         ] {
-            let mut groups: Vec<String> = Vec::new();
-            loop {
-                let page = GroupPage { after: groups.last().map(String::as_str), limit: 2 };
-                let totals = fixture.store.usage_by_page(&filter, by, page).await.unwrap();
-                if totals.is_empty() {
-                    break;
+            let newest = UsagePosition::before(filter.until_ms.unwrap_or(i64::MAX));
+            let of_nobody = filter.key_id.as_deref() == Some("nobody's");
+            let eighth = fixture.store.usage(&filter, None, 8).await.unwrap().last().map(UsagePosition::of);
+            assert_eq!(eighth.is_none(), of_nobody, "{filter:?}");
+            for after in [Some(newest), eighth].into_iter().flatten() {
+                let page = RecordPage { filter: &filter, after: &after, limit: 9 };
+                let mut pages = Vec::new();
+                for mut query in [page.by_time(), page.of_series()] {
+                    let rows: Vec<RecordRow> = query.build_query_as().fetch_all(&fixture.store.pool).await.unwrap();
+                    pages.push(rows.into_iter().map(|RecordRow(record)| record).collect::<Vec<_>>());
                 }
-                groups.extend(totals.into_iter().map(|total| total.group));
+                assert_eq!(pages[0], pages[1], "{filter:?} {after:?}");
             }
-            assert_eq!(groups, expected);
         }
-        assert_eq!(day_begins_ms("1970-01-02"), Some(86_400_000));
-        assert_eq!(day_begins_ms("today"), None);
     }
 
     #[tokio::test]
-    async fn days_are_utc_and_the_latest_comes_first() {
+    async fn pages_and_last_uses_are_found_by_an_index() {
         let fixture = Fixture::with_credit("5").await;
-        let at = |started_at_ms| UsageRecord { started_at_ms, ..record(&fixture, 1) };
-        fixture.store.settle(&[at(86_399_999), at(86_400_000), at(0)], None).await.unwrap();
-        let totals = fixture.store.usage_by(&UsageFilter::default(), By::Day).await.unwrap();
-        let days: Vec<_> = totals.iter().map(|total| (total.group.as_str(), total.requests)).collect();
-        assert_eq!(days, [("1970-01-02", 1), ("1970-01-01", 2)]);
+        let all = UsageFilter::default();
+        let of_key = UsageFilter { key_id: Some("k".into()), ..all.clone() };
+        let of_account = UsageFilter { account_id: Some("a".into()), ..all.clone() };
+        let after = UsagePosition::before(9);
+        let page = |filter| RecordPage { filter, after: &after, limit: 9 };
+        for (query, index) in [
+            (page(&all).by_time(), "usage_records_by_time (started_at_ms<?)"),
+            (page(&of_account).by_time(), "usage_records_by_account (account_id=? AND started_at_ms<?)"),
+            (page(&of_key).of_series(), "usage_records_by_series (series=? AND started_at_ms<?)"),
+        ] {
+            let sql = format!("EXPLAIN QUERY PLAN {}", query.sql().as_str());
+            let plan: Vec<(i64, i64, i64, String)> =
+                sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&fixture.store.pool).await.unwrap();
+            let plan: Vec<String> = plan.into_iter().map(|(.., step)| step).collect();
+            assert!(plan.iter().any(|step| step.ends_with(index)), "{plan:#?}");
+            assert!(!plan.iter().any(|step| step.starts_with("SCAN") && !step.contains("SUBQUERY")), "{plan:#?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_keys_last_use_is_its_latest_request() {
+        let fixture = Fixture::with_credit("5").await;
+        let at = |key: &str, model: &str, started_at_ms| UsageRecord {
+            key_id: key.into(),
+            model: model.into(),
+            started_at_ms,
+            ..record(&fixture, 1)
+        };
+        let stranger = UsageRecord { account_id: "acct_b".into(), ..at("key_c", "m", 99) };
+        let records = [at("key_a", "m", 7), at("key_a", "n", 9), at("key_b", "m", 8), stranger];
+        fixture.store.settle(&records, None).await.unwrap();
+        let used = fixture.store.keys_last_used(&fixture.account_id).await.unwrap();
+        assert_eq!(used, HashMap::from([("key_a".to_owned(), 9), ("key_b".to_owned(), 8)]));
+        assert_eq!(fixture.store.key_last_used("key_a").await.unwrap(), Some(9));
+        assert_eq!(fixture.store.key_last_used("key_d").await.unwrap(), None);
     }
 }

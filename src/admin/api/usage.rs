@@ -8,8 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::answer::{Answer, Page, Refusals, Refused, json};
 use super::input::{Query, limit, time, unknown_cursor};
-use crate::admin::UsageTotalDocument;
-use crate::relay::meter::UsageDocument;
+use crate::admin::{RequestDocument, UsageTotalDocument};
 use crate::store::{self, GroupPage, StoreError, UsageFilter, day_begins_ms};
 
 /// Which requests, and how they are told.
@@ -62,7 +61,7 @@ fn by_what(text: &str) -> Result<store::By, Refused> {
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum UsageRow<'a> {
-    Request(UsageDocument<'a>),
+    Request(RequestDocument<'a>),
     Total(UsageTotalDocument),
 }
 
@@ -114,7 +113,7 @@ async fn requests(api: &Api, filter: &UsageFilter, after: Option<&str>, limit: u
     };
     let rows = api.store.usage(filter, position.as_ref(), limit + 1).await?;
     let (records, page) =
-        (rows.iter().collect(), |page: Page<_>| page.map(|row| UsageRow::Request(UsageDocument::from(row))));
+        (rows.iter().collect(), |page: Page<_>| page.map(|row| UsageRow::Request(RequestDocument::from(row))));
     json(StatusCode::OK, &page(Page::cut(records, limit, |record| record.request_id.to_string())))
 }
 

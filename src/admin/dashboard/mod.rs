@@ -9,6 +9,7 @@
 
 mod answer;
 mod assets;
+pub mod chart;
 mod form;
 mod guard;
 mod layout;

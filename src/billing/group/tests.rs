@@ -26,7 +26,14 @@ fn finished(number: u128) -> Finished {
 }
 
 fn progress(total_ms: i64) -> Progress {
-    Progress { provider: "p".into(), usage: Usage::default(), cost: NanoUsd(1), first_token_ms: Some(1), total_ms }
+    Progress {
+        provider: "p".into(),
+        usage: Usage::default(),
+        cost: NanoUsd(1),
+        provider_cost: None,
+        first_token_ms: Some(1),
+        total_ms,
+    }
 }
 
 /// A group, and what it was told.

@@ -6,11 +6,14 @@ use std::sync::mpsc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use uuid::Uuid;
+
 use super::*;
 use crate::billing::SpoolPlace;
-use crate::billing::group::Pace;
-use crate::billing::spool::{LEDGER, SpoolReader, Stretch};
-use crate::billing::spool::{place, record};
+use crate::billing::group::{Acknowledgement, Pace};
+use crate::billing::open_row::Facts;
+use crate::billing::recorder::{Finished, Progress};
+use crate::billing::spool::{Acknowledged, Entry, LEDGER, SpoolReader, Stretch, place, record};
 use crate::relay::admit::{Purse, Spending};
 use crate::relay::meter::{NanoUsd, Usage};
 
@@ -190,8 +193,14 @@ fn live(events: Vec<Event>) -> Result<(), TestCaseError> {
             Event::Pass(which, cost) if !world.running.is_empty() => {
                 let number = *which.get(&world.running);
                 let usage = Usage::default();
-                let progress =
-                    Progress { provider: "p".into(), usage, cost: NanoUsd(cost), first_token_ms: Some(1), total_ms: 2 };
+                let progress = Progress {
+                    provider: "p".into(),
+                    usage,
+                    cost: NanoUsd(cost),
+                    provider_cost: None,
+                    first_token_ms: Some(1),
+                    total_ms: 2,
+                };
                 process.arrived.passed.insert(Uuid::from_u128(number), progress);
             }
             Event::Finish(which) if !world.running.is_empty() => {
@@ -247,27 +256,4 @@ proptest! {
     fn what_is_acknowledged_is_billed_once_whatever_happens(events in vec(event(), 1..120)) {
         live(events)?;
     }
-}
-
-#[test]
-fn what_is_urgent_wakes_and_the_rest_waits_for_its_time() {
-    let inbox = Arc::new(Inbox::new(None));
-    let facts = Facts { account: "a".into(), key: "k".into(), model: "m".into(), started_at_ms: 1, hold: 9 };
-    let (took, told) = mpsc::channel();
-    let looking = Arc::clone(&inbox);
-    let looks = std::thread::spawn(move || {
-        for wait in [None, Some(Duration::from_secs(3600)), Some(Duration::from_millis(1)), None] {
-            let (arrived, jobs, is_ending) = looking.take(wait);
-            took.send((arrived.opened.len(), jobs.len(), is_ending)).unwrap();
-        }
-    });
-    let soon = Duration::from_secs(20);
-    inbox.opened(Uuid::from_u128(1), Arc::new(facts.clone()));
-    assert_eq!(told.recv_timeout(soon).unwrap(), (1, 0, false), "anything wakes who has nothing to do");
-    inbox.opened(Uuid::from_u128(2), Arc::new(facts));
-    assert_eq!(told.recv_timeout(soon).unwrap(), (1, 0, false), "or nothing for long");
-    assert_eq!(told.recv_timeout(soon).unwrap(), (0, 0, false), "its time came");
-    inbox.end();
-    assert_eq!(told.recv_timeout(soon).unwrap(), (0, 0, true));
-    looks.join().unwrap();
 }

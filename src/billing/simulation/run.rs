@@ -1,9 +1,11 @@
 //! A run: what happens, drawn step by step, and what must be true then.
 
+mod faults;
+
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use super::disk::{self, Files};
+use super::disk;
 use super::ledger::{Fault, SimLedger};
 use super::process::Process;
 use super::world::{End, Key, Log, Request, World};
@@ -16,15 +18,6 @@ use crate::store::{KeyTerms, NewKey, Store};
 
 /// How long time may stand still or go on between two looks of the scribe, microseconds.
 const PAUSES_US: [u64; 6] = [0, 500, 4_000, 5_000, 60_000, 1_200_000];
-
-/// What a file may fail to do for good.
-const BREAKS: [(&str, &str); 5] = [
-    ("INSERT", "batches"),
-    ("DELETE", "batches"),
-    ("INSERT", "open_requests"),
-    ("DELETE", "open_requests"),
-    ("INSERT", "cursors"),
-];
 
 pub(super) struct Simulation<'a> {
     pub(super) world: World,
@@ -209,7 +202,14 @@ impl<'a> Simulation<'a> {
         let cost = request.passed;
         let usage = Usage { output: cost.unsigned_abs(), ..Usage::default() };
         let first_token_ms = (has_begun || cost > 0).then_some(3);
-        ticket.checkpoint(Progress { provider: "p".into(), usage, cost: NanoUsd(cost), first_token_ms, total_ms: 9 });
+        ticket.checkpoint(Progress {
+            provider: "p".into(),
+            usage,
+            cost: NanoUsd(cost),
+            provider_cost: None,
+            first_token_ms,
+            total_ms: 9,
+        });
         self.world.log(|| format!("r{number} has come to {cost}"));
     }
 
@@ -240,6 +240,7 @@ impl<'a> Simulation<'a> {
             status,
             usage: Usage { output: cost.unsigned_abs(), ..Usage::default() },
             cost: NanoUsd(cost),
+            provider_cost: None,
             estimated: false,
             interrupted,
             started_at_ms: self.world.wall_ms,
@@ -328,75 +329,6 @@ impl<'a> Simulation<'a> {
 
     fn turn_the_clock(&mut self) {
         self.world.wall_ms += self.world.chance.between(-100_000_000, 100_000_000);
-    }
-
-    fn fill_or_free_the_disk(&mut self) {
-        self.pages = match self.pages {
-            None => Some(self.world.chance.between(0, 4)),
-            Some(_) => None,
-        };
-        let pages = self.pages;
-        self.world.log(|| format!("the disk has room for {pages:?} pages"));
-        self.processes.iter().for_each(|process| process.leave_pages(pages.unwrap_or(1 << 20)));
-    }
-
-    fn break_for_good(&mut self, place: usize) {
-        let (kind, table) = *self.world.chance.pick(&BREAKS);
-        let process = &self.processes[place];
-        if !process.is_breaking.replace(true) {
-            self.world.log(|| format!("p{} cannot {kind} {table} from now on", process.number));
-            process.break_for_good(kind, table);
-        }
-    }
-
-    fn adopt(&mut self, place: usize) {
-        self.processes[place].adopt();
-        self.world.log(|| format!("p{} looks who has died", self.processes[place].number));
-    }
-
-    /// The process ends at once; where nobody admits any more another one begins.
-    fn crash(&mut self, place: usize) {
-        let process = self.processes.remove(place);
-        self.world.log(|| format!("p{} dies", process.number));
-        process.die(&mut self.world);
-        self.begin_if_needed();
-    }
-
-    fn begin_if_needed(&mut self) {
-        if self.processes.iter().all(|process| process.is_draining) {
-            self.begin();
-        }
-    }
-
-    /// All processes end, one in the midst of a write, and the disk is as it was then.
-    fn tear(&mut self, place: usize) {
-        // Mostly there is something to write.
-        let journals = disk::journals(&self.place.path);
-        self.finish_one(place);
-        self.world.now_us += *self.world.chance.pick(&PAUSES_US);
-        let before = Files::read(&self.place.path);
-        let number = self.processes[place].number;
-        if self.world.chance.one_in(4) && before.has_other(&journals) {
-            self.world.log(|| format!("all die, p{number} in the midst of an entry of its journal"));
-            let left = before.with_entry_torn(&journals, &mut self.world.chance);
-            return self.begin_after(&left);
-        }
-        let _ = self.processes[place].turn(&mut self.world, self.runtime, false);
-        let after = Files::read(&self.place.path);
-        let (left, how) = before.torn(after, &mut self.world.chance);
-        self.world.log(|| format!("all die, p{number} {how}"));
-        self.begin_after(&left);
-    }
-
-    /// All processes end, and another begins with what is left on the disk.
-    fn begin_after(&mut self, left: &Files) {
-        for process in std::mem::take(&mut self.processes) {
-            process.die(&mut self.world);
-        }
-        self.copies += 1;
-        self.place.path = self.folder.path().join(format!("{}/spool.db", self.copies));
-        left.write(&self.place.path);
-        self.begin();
     }
 
     /// Another process takes over, and the old one serves what it has; or the old one ends.

@@ -99,6 +99,7 @@ impl World {
             output: text(self.chance.between(0, 60)),
             encoding: Encoding::Cl100k,
             price: Price { base: rates, tiers: Vec::new() },
+            provider_price: None,
         }
     }
 

@@ -27,6 +27,7 @@ pub(super) fn records(numbers: Range<usize>) -> Vec<UsageRecord> {
             status: 200,
             usage: Usage { input: 7, output: 3, ..Usage::default() },
             cost: NanoUsd(100),
+            provider_cost: None,
             estimated: false,
             interrupted: false,
             started_at_ms: BEGIN_MS,

@@ -240,3 +240,6 @@ fn stretch(connection: &Connection, writer: &Arc<str>, legacy: bool, after: i64)
         oldest_ms: row.get(3)?,
     }))
 }
+
+#[cfg(test)]
+mod tests;

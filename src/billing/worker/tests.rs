@@ -158,6 +158,7 @@ fn unreported() -> Unreported {
         output: text,
         encoding: Encoding::O200k,
         price: Price { base: rates, tiers: Vec::new() },
+        provider_price: Some(Price { base: Rates { output: 500_000_000, ..rates }, tiers: Vec::new() }),
     }
 }
 
@@ -262,6 +263,7 @@ async fn usage_that_nobody_reported_is_counted_priced_and_marked() {
     // 6 tokens of text, 4 of the message, 3 that open the answer.
     assert_eq!((observed[0].usage.input, observed[0].usage.output), (13, 6));
     assert_eq!(observed[0].cost, NanoUsd(13 * 1_000 + 6 * 2_000));
+    assert_eq!(observed[0].provider_cost, Some(NanoUsd(13 * 1_000 + 6 * 500)));
     assert_eq!((observed[1].usage.input, observed[1].usage.output), (7, 6), "what was reported stays");
     let total = observed.iter().map(|record| record.cost.0).sum::<i64>();
     assert_eq!(ledger.total(), (2, total));

@@ -108,6 +108,7 @@ mod tests {
                 reasoning: 6,
             },
             cost: NanoUsd(i64::MAX),
+            provider_cost: Some(NanoUsd(1)),
             estimated: true,
             interrupted: false,
             started_at_ms: 1_795_000_000_123,

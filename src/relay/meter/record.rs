@@ -25,6 +25,9 @@ pub struct UsageRecord {
     pub usage: Usage,
     /// What it costs.
     pub cost: NanoUsd,
+    /// What the provider charges for it; `None` where nobody has said what that would be. For the operator's eyes: it stands in no
+    /// answer, and not in the request's own object.
+    pub provider_cost: Option<NanoUsd>,
     /// Whether `usage` is the relay's own count, because the provider reported none.
     pub estimated: bool,
     /// Whether the answer ended before its end: by the client, the provider or a shutdown.

@@ -128,6 +128,8 @@ pub struct Target {
     pub weight: u32,
     /// Lower tiers are asked first.
     pub tier: u32,
+    /// What the provider charges the operator, where that is known. Customers are not told.
+    pub cost: Option<Price>,
     /// What the model takes and refuses there.
     pub rules: ModelRules,
 }

@@ -19,7 +19,14 @@ pub(super) fn provider(name: &str, credentials: &[&str]) -> Arc<Provider> {
 }
 
 pub(super) fn target(provider: &Arc<Provider>, model: &str, weight: u32, tier: u32) -> Target {
-    Target { provider: Arc::clone(provider), model: model.into(), weight, tier, rules: ModelRules::default() }
+    Target {
+        provider: Arc::clone(provider),
+        model: model.into(),
+        weight,
+        tier,
+        cost: None,
+        rules: ModelRules::default(),
+    }
 }
 
 /// A model that nobody has to pay for.

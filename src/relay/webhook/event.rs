@@ -77,6 +77,7 @@ mod tests {
             status: 200,
             usage: Usage { input: 7, output: 3, ..Usage::default() },
             cost: NanoUsd(100),
+            provider_cost: None,
             estimated: false,
             interrupted: false,
             started_at_ms: 1_795_000_000_123,

@@ -146,6 +146,7 @@ fn record(request_id: Uuid) -> UsageRecord {
         status: 200,
         usage: Default::default(),
         cost: Default::default(),
+        provider_cost: None,
         estimated: false,
         interrupted: false,
         started_at_ms: 0,

@@ -94,6 +94,7 @@ async fn a_spool_that_fails_acknowledges_nothing_more_and_ends() {
         provider: "moonshot".into(),
         usage: Usage { input: 7, output: 1, ..Usage::default() },
         cost: NanoUsd(70),
+        provider_cost: None,
         first_token_ms: Some(3),
         total_ms: 9,
     });
