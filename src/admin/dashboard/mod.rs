@@ -19,9 +19,11 @@ mod layout;
 mod links;
 mod map;
 mod models;
+mod offer;
 mod overview;
 mod password;
 mod people;
+mod plan;
 mod settings;
 mod shown;
 mod sign_in;
@@ -31,6 +33,7 @@ mod start;
 mod tests;
 mod usage;
 mod usage_csv;
+mod vouchers;
 
 use std::sync::Arc;
 
@@ -107,6 +110,8 @@ fn map() -> Map {
         .with(start::map)
         .with(settings::map)
         .with(people::map)
+        .with(plan::map)
+        .with(vouchers::map)
 }
 
 /// Where somebody begins.
