@@ -18,7 +18,16 @@ const fn entry(who: Who, label: &'static str, path: &'static str) -> Entry {
 }
 
 /// The navigation in its order; everybody sees what they may.
-const NAVIGATION: &[Entry] = &[entry(Who::SignedIn, "Account", "/settings")];
+const NAVIGATION: &[Entry] = &[
+    entry(Who::Customer, "Overview", "/overview"),
+    entry(Who::Customer, "Keys", "/keys"),
+    entry(Who::Customer, "Usage", "/usage"),
+    entry(Who::Customer, "Models", "/models"),
+    entry(Who::Customer, "Plan & credit", "/credit"),
+    entry(Who::Customer, "Quick start", "/start"),
+    entry(Who::SignedIn, "Account", "/settings"),
+    entry(Who::Operator, "People", "/operator/people"),
+];
 
 /// A link of the navigation, as a template has it.
 pub(super) struct Tab {
@@ -89,6 +98,10 @@ fn sees(user: &User, who: Who) -> bool {
 }
 
 /// The page on which somebody begins.
-pub(super) fn home_of(_user: &User) -> &'static str {
-    "/settings"
+pub(super) fn home_of(user: &User) -> &'static str {
+    match (&user.account_id, user.role) {
+        (Some(_), _) => "/overview",
+        (None, Role::Operator) => "/operator/people",
+        (None, Role::Customer) => "/settings",
+    }
 }
