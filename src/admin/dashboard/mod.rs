@@ -22,6 +22,8 @@ mod models;
 mod overview;
 mod password;
 mod people;
+mod offer;
+mod plan;
 mod settings;
 mod shown;
 mod sign_in;
@@ -31,6 +33,7 @@ mod start;
 mod tests;
 mod usage;
 mod usage_csv;
+mod vouchers;
 
 use std::sync::Arc;
 
@@ -107,6 +110,8 @@ fn map() -> Map {
         .with(start::map)
         .with(settings::map)
         .with(people::map)
+        .with(plan::map)
+        .with(vouchers::map)
 }
 
 /// Where somebody begins.
