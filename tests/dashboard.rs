@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::json;
 use support::browser::form;
-use support::{Browser, Relay, Request, Reserved, Setup, until};
+use support::{Browser, Connection, Manager, Relay, Request, Reserved, Setup, until};
 
 const PASSWORD: &str = "correct horse battery";
 
@@ -31,9 +31,13 @@ struct House {
 
 impl House {
     fn new(dashboard: &str) -> Self {
+        Self::of(Setup::bare(), dashboard)
+    }
+
+    fn of(setup: Setup, dashboard: &str) -> Self {
         let port = Reserved::new();
-        let setup = Setup::bare().table(&format!("[dashboard]\n{dashboard}"));
-        let setup = setup.provider_with("upstream", "http://127.0.0.1:9", "breaker = false").table(DEMO);
+        let setup = setup.table(&format!("[dashboard]\n{dashboard}")).table(DEMO);
+        let setup = setup.provider_with("upstream", "http://127.0.0.1:9", "breaker = false");
         let relay = setup.listen(&format!("dashboard = \"{}\"", port.address)).start();
         Self { relay, port }
     }
@@ -342,4 +346,61 @@ fn an_operator_invites_somebody_and_shuts_them_out_again() {
     assert!(bea.open("/overview").text().contains("Sign in"));
     let entries = house.relay.cli_json(&["audit-log", "--subject", &id("bea@example.com")]);
     assert_eq!((&entries[0]["action"], &entries[0]["actor_name"]), (&json!("user.update"), &json!("op@example.com")));
+}
+
+#[test]
+fn whoever_is_signed_in_is_so_after_an_upgrade() {
+    let manager = Manager::new();
+    let house = House::of(manager.of(Setup::bare()), "");
+    let account = house.relay.account("free", "0");
+    let mut browser = house.person("ada@example.com", "customer", &account.id);
+    let mut kept = Connection::open(house.port.address);
+    assert_ne!(kept.ask(&Request::get("/sign-in")).header("connection"), Some("close"));
+    manager.upgrade(&house.relay);
+    assert!(browser.open("/overview").text().contains("ada@example.com"));
+    assert_eq!(browser.send("/keys", &[("name", "laptop")]).status, 200, "a form of before is good");
+    assert!(kept.is_closed(), "the old process holds nobody who asks nothing");
+}
+
+#[test]
+fn commands_do_what_the_forms_do() {
+    let house = House::new("");
+    let relay = &house.relay;
+    let (one, other) = (relay.account("free", "0"), relay.account("free", "0"));
+    let made = relay.cli_json(&["user", "create", "ada@example.com", "--account", &one.id]);
+    assert_eq!(
+        (&made["role"], &made["status"], &made["account_id"]),
+        (&json!("customer"), &json!("invited"), &json!(one.id))
+    );
+    let id = made["id"].as_str().unwrap();
+    for (arguments, field, value) in [
+        (vec!["role", id, "operator"], "role", "operator"),
+        (vec!["account", "ADA@example.com", &*other.id], "account_id", &*other.id),
+        (vec!["suspend", id], "status", "suspended"),
+        (vec!["resume", id], "status", "invited"),
+        (vec!["sign-out", id], "email", "ada@example.com"),
+    ] {
+        let changed = relay.cli_json(&[vec!["user"], arguments.clone()].concat());
+        assert_eq!(changed[field], value, "{arguments:?}");
+    }
+    for (purpose, name) in [("invite", "invite"), ("reset", "reset"), ("sign-in-link", "sign_in")] {
+        let link = relay.cli_json(&["user", purpose, "ada@example.com"]);
+        assert_eq!((&link["purpose"], &link["user"]["id"]), (&json!(name), &json!(id)));
+        assert!(link["url"].as_str().unwrap().starts_with(&format!("http://{}/link/", house.port.address)), "{link}");
+    }
+    let list = relay.cli(&["user", "list"]);
+    assert!(list.stdout.contains("ada@example.com") && list.stdout.contains("operator"), "{}", list.stdout);
+    for (arguments, told) in [
+        (vec!["create", "ada@example.com", "--account", &*one.id], "already"),
+        (vec!["create", "no-address", "--account", &*one.id], "e-mail address"),
+        (vec!["create", "bea@example.com"], "--account"),
+        (vec!["create", "bea@example.com", "--account", "acct_none"], "no account"),
+        (vec!["invite", "nobody@example.com"], "no user"),
+    ] {
+        let refused = relay.cli(&[vec!["user"], arguments.clone()].concat());
+        assert!(!refused.status.success() && refused.stderr.contains(told), "{arguments:?}: {}", refused.stderr);
+    }
+    let entries = relay.cli_json(&["audit-log", "--subject", id]);
+    assert!(entries.as_array().unwrap().iter().all(|entry| entry["actor_kind"] == "cli"), "{entries}");
+    assert!(!relay.stderr().contains("/link/") && !relay.stdout().contains("/link/"));
 }

@@ -181,12 +181,11 @@ pub(super) fn allowed_models<'a>(
     catalogue: &'a Catalogue,
     plan: Option<&'a Plan>,
 ) -> impl Iterator<Item = String> + 'a {
-    let models = catalogue.models().iter().map(|model| &model.id);
-    let is_allowed = move |id: &&Box<str>| {
+    let is_allowed = move |id: &str| {
         let only = plan.and_then(|plan| plan.models.as_deref());
-        only.is_none_or(|only| only.contains(*id))
+        only.is_none_or(|only| only.iter().any(|allowed| **allowed == *id))
     };
-    models.filter(is_allowed).map(|id| id.to_string())
+    catalogue.models().iter().map(|model| model.id.to_string()).filter(move |id| is_allowed(id))
 }
 
 #[cfg(test)]

@@ -72,12 +72,13 @@ async fn list(customer: Customer, Asked(asked): Asked) -> Answer {
         customer.key(after).await?;
     }
     let mut keys = who.store.keys_after(Some(&customer.account.id), after, ROWS + 1).await?;
+    let used = who.store.keys_last_used(&customer.account.id).await?;
     let has_more = keys.len() > ROWS as usize;
     keys.truncate(ROWS as usize);
     let next = keys.last().filter(|_| has_more).map(|key| key.id.clone()).unwrap_or_default();
     page(&KeysPage {
         frame: Frame::of(who, "Keys", "/keys"),
-        keys: keys.iter().map(|key| row(key, now_ms, None)).collect(),
+        keys: keys.iter().map(|key| row(key, now_ms, used.get(&key.id).copied())).collect(),
         next,
         is_first: after.is_none(),
     })
@@ -164,7 +165,7 @@ async fn key_page(customer: &Customer, key: &Key) -> Result<KeyPage, Refused> {
     let terms = &key.terms;
     Ok(KeyPage {
         frame: Frame::of(&customer.who, "Key", "/keys"),
-        key: row(key, customer.who.now_ms(), None),
+        key: row(key, customer.who.now_ms(), customer.who.store.key_last_used(&key.id).await?),
         tpm: terms.tokens_per_minute.map(count).unwrap_or_default(),
         concurrency: terms.concurrent_requests.map(|most| count(most.into())).unwrap_or_default(),
         models: terms.models.clone().unwrap_or_default(),

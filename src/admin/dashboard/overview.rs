@@ -3,12 +3,15 @@
 use askama::Template;
 
 use super::answer::{Answer, Refused, page};
+use super::chart::{DayChart, Unit};
 use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
 use super::shown::{Moment, count, requests, usd};
-use crate::relay::meter::NanoUsd;
-use crate::store::{By, UsageFilter, UsageTotal, day_begins_ms};
+use crate::store::{By, UsageFilter, UsageTotal, day_begins_ms, day_name, day_number};
+
+/// How many days the charts have.
+const CHART_DAYS: i64 = 30;
 
 pub(super) fn map(map: Map) -> Map {
     map.page("/overview", show)
@@ -27,7 +30,8 @@ struct OverviewPage {
     today: Sum,
     month: Sum,
     models: Vec<Part>,
-    days: Vec<Part>,
+    /// Figures, as HTML.
+    charts: Vec<String>,
     has_keys: bool,
 }
 
@@ -38,7 +42,7 @@ struct Sum {
     cost: String,
 }
 
-/// A part of the month's usage: a model's or a day's.
+/// A model's part of the month's usage.
 struct Part {
     name: String,
     requests: String,
@@ -57,11 +61,8 @@ impl Part {
     }
 }
 
-fn sum<'a>(totals: impl Iterator<Item = &'a UsageTotal>) -> Sum {
-    let sums = totals.fold((0_u64, 0_i64), |(number, cost), total| {
-        (number.saturating_add(total.requests), cost.saturating_add(total.cost.0))
-    });
-    Sum { requests: requests(sums.0), cost: usd(NanoUsd(sums.1)) }
+fn sum(total: &UsageTotal) -> Sum {
+    Sum { requests: requests(total.requests), cost: usd(total.cost) }
 }
 
 async fn show(customer: Customer) -> Answer {
@@ -71,13 +72,9 @@ async fn show(customer: Customer) -> Answer {
 async fn overview(customer: &Customer) -> Result<OverviewPage, Refused> {
     let (who, account) = (&customer.who, &customer.account);
     let now = Moment::of(who.now_ms());
-    let filter = UsageFilter {
-        account_id: Some(account.id.clone()),
-        since_ms: day_begins_ms(&now.first_of_month()),
-        ..UsageFilter::default()
-    };
-    let days = who.store.usage_by(&filter, By::Day).await?;
-    let models = who.store.usage_by(&filter, By::Model).await?;
+    let since = |since_ms| UsageFilter { account_id: Some(account.id.clone()), since_ms, ..UsageFilter::default() };
+    let month = since(day_begins_ms(&now.first_of_month()));
+    let today = who.store.usage_sum(&since(day_begins_ms(now.day()))).await?;
     let snapshot = who.dashboard.snapshot();
     Ok(OverviewPage {
         frame: Frame::of(who, "Overview", "/overview"),
@@ -87,12 +84,31 @@ async fn overview(customer: &Customer) -> Result<OverviewPage, Refused> {
         is_suspended: !account.active,
         plan: account.plan.clone(),
         limits: snapshot.catalogue.plan(&account.plan).map(|plan| limits_of(plan)).unwrap_or_default(),
-        today: sum(days.iter().filter(|day| day.group == now.day())),
-        month: sum(days.iter()),
-        models: models.iter().map(Part::of).collect(),
-        days: days.iter().map(Part::of).collect(),
+        today: sum(&today),
+        month: sum(&who.store.usage_sum(&month).await?),
+        models: who.store.usage_by(&month, By::Model).await?.iter().map(Part::of).collect(),
+        charts: charts(customer).await?,
         has_keys: !who.store.keys_after(Some(&account.id), None, 1).await?.is_empty(),
     })
+}
+
+/// What was spent and asked, by day and by model.
+async fn charts(customer: &Customer) -> Result<Vec<String>, Refused> {
+    let last_day = day_number(customer.who.now_ms());
+    let days = (last_day - CHART_DAYS + 1, last_day);
+    let filter = UsageFilter {
+        account_id: Some(customer.account.id.clone()),
+        since_ms: day_name(days.0).as_deref().and_then(day_begins_ms),
+        ..UsageFilter::default()
+    };
+    let totals = customer.who.store.usage_by_day_and(&filter, By::Model).await?;
+    if totals.is_empty() {
+        return Ok(Vec::new());
+    }
+    let spent = DayChart::new("spent", "Spent by day and model, USD", Unit::Usd, days, &totals, |sum| sum.cost.0);
+    let count = |sum: &UsageTotal| i64::try_from(sum.requests).unwrap_or(i64::MAX);
+    let asked = DayChart::new("asked", "Requests by day and model", Unit::Count, days, &totals, count);
+    Ok([spent, asked].map(|chart| chart.html()).into())
 }
 
 /// A plan's limits in a line.

@@ -172,6 +172,7 @@ fn request(person: &Person, started_at_ms: i64) -> UsageRecord {
         started_at_ms,
         first_token_ms: Some(120),
         total_ms: 900,
+        provider_cost: None,
     }
 }
 
@@ -348,6 +349,15 @@ async fn somebody_sees_what_is_theirs_on_a_small_page_without_inline_script_or_s
     const BYTES_MAX: usize = 100 << 10;
     let mut seen = 0;
     let stage = Stage::new().await;
+    // A busy month: whatever is bounded is full.
+    for day in 0..30 {
+        let of_model = |model: i64| UsageRecord {
+            model: format!("ada-a-model-with-a-long-name-{model}").into(),
+            cost: NanoUsd(123_456_789 * (model + 1)),
+            ..request(&stage.ada, NOW_MS - day * 86_400_000)
+        };
+        stage.store.settle(&(0..9).map(of_model).collect::<Vec<_>>(), None).await.unwrap();
+    }
     let map = map();
     for place in map.places().iter().filter(|place| place.method == "GET") {
         let token = if place.who == Who::Operator { &stage.operator } else { &stage.ada.token };
@@ -382,6 +392,16 @@ async fn an_operator_without_an_account_has_no_customers_pages() {
             assert_eq!(status, StatusCode::NOT_FOUND, "{} {path}: {page}", place.method);
         }
     }
+}
+
+#[tokio::test]
+async fn a_form_that_is_too_large_is_not_read() {
+    let stage = Stage::new().await;
+    let form = format!("csrf={}&name={}", stage.ada.token.forms_proof(), "x".repeat(70_000));
+    let (status, _, _) = stage.ask("POST", "/keys", Some(&stage.ada.token), &form).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    let (status, _, _) = stage.ask("POST", "/keys", Some(&stage.ada.token), "csrf=%FF%FE").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 /// The ids of the requests on a page of usage.
@@ -424,7 +444,7 @@ async fn pages_of_usage_meet_and_the_file_has_all_of_them() {
 async fn usage_is_filtered_by_day_and_what_is_no_filter_is_refused() {
     let stage = Stage::new().await;
     let yesterday = request(&stage.ada, NOW_MS - 86_400_000);
-    stage.store.settle(&[yesterday.clone()], None).await.unwrap();
+    stage.store.settle(&[yesterday], None).await.unwrap();
     let token = Some(&stage.ada.token);
     let on = async |query: &str| requests_on(&stage.ask("GET", &format!("/usage?{query}"), token, "").await.2).len();
     assert_eq!((on("").await, on("from=2026-11-18").await, on("to=2026-11-17").await), (2, 1, 1));

@@ -9,9 +9,9 @@ use super::layout::Frame;
 use super::map::Map;
 use super::shown::{Moment, count, requests, usd};
 use super::usage_csv;
-use crate::relay::meter::{NanoUsd, UsageRecord};
+use crate::relay::meter::UsageRecord;
 use crate::relay::refusal::Cause;
-use crate::store::{By, Key, UsageFilter, UsagePosition, day_begins_ms};
+use crate::store::{Key, UsageFilter, UsagePosition, day_begins_ms};
 
 const ROWS: u32 = 50;
 const DAY_MS: i64 = 86_400_000;
@@ -117,15 +117,14 @@ async fn show(customer: Customer, Asked(asked): Asked) -> Answer {
     let has_more = records.len() > ROWS as usize;
     records.truncate(ROWS as usize);
     let next = records.last().filter(|_| has_more).map(|last| filter.query("after", &cursor(last)));
-    let totals = who.store.usage_by(&filter.filter, By::Account).await?;
-    let (number, cost) = totals.first().map_or((0, NanoUsd(0)), |total| (total.requests, total.cost));
+    let sum = who.store.usage_sum(&filter.filter).await?;
     let keys = who.store.keys(Some(&customer.account.id)).await?;
     page(&UsagePage {
         frame: Frame::of(who, "Usage", "/usage"),
         keys: keys.iter().rev().map(|key| key_choice(key, &filter.key)).collect(),
         models: model_choices(&customer, &filter.model),
-        requests: requests(number),
-        cost: usd(cost),
+        requests: requests(sum.requests),
+        cost: usd(sum.cost),
         rows: records.iter().map(|record| row(record, &keys)).collect(),
         csv: filter.query("", ""),
         is_first: after.is_none(),
