@@ -338,6 +338,11 @@ fn a_voucher_is_redeemed_once_and_refused_twice() {
     let listed = operator.open("/operator/vouchers").text();
     assert!(listed.contains("fair &#60;2027&#62;") && !listed.contains(codes[0]), "{listed}");
 
+    let many = operator.send("/operator/vouchers", &[("amount", "5"), ("count", "1000")]).text();
+    assert!(many.matches(",5.00,").count() == 1_000 && many.len() < 80 << 10, "{}", many.len());
+    let many = shop.relay.cli_json(&["voucher", "list"])[0]["id"].as_str().unwrap().to_owned();
+    shop.relay.cli_json(&["voucher", "revoke", &many]);
+
     browser.open("/plan");
     let typed = codes[0].to_lowercase().replace('-', " ");
     assert!(browser.send("/plan/voucher", &[("code", &typed)]).text().contains("The voucher is redeemed"));
@@ -347,7 +352,7 @@ fn a_voucher_is_redeemed_once_and_refused_twice() {
         let again = page.post("/plan/voucher", &[("code", codes[0])]);
         assert!(again.status == 409 && again.text().contains("redeemed before"), "{}", again.text());
     }
-    let batch = shop.relay.cli_json(&["voucher", "list"])[0].clone();
+    let batch = shop.relay.cli_json(&["voucher", "list"])[1].clone();
     assert_eq!((&batch["redeemed"], &batch["vouchers"]), (&json!(1), &json!(2)));
     operator.send("/operator/vouchers/revoke", &[("id", batch["id"].as_str().unwrap())]);
     let revoked = other.post("/plan/voucher", &[("code", codes[1])]);

@@ -42,11 +42,11 @@ pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
 pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
+pub use stripe::{StripeOutcome, StripePlans};
+pub use subscription::{Offer, PaidBy, Period, Renewal, Subscription, SubscriptionChange};
 pub use totals::{By, DayTotal, GroupPage, UsageTotal, day_begins_ms, day_name, day_number, day_number_of};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
 pub use usage::{UsageFilter, UsagePosition};
-pub use stripe::{StripeOutcome, StripePlans};
-pub use subscription::{Offer, PaidBy, Period, Renewal, Subscription, SubscriptionChange};
 pub use voucher::{NewVouchers, VoucherBatch};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};

@@ -71,6 +71,18 @@ impl From<StoreError> for Refused {
                 Self::Because(Cause::InvalidValue, "The balance would pass the largest amount that can be kept.")
             }
             StoreError::UnknownVoucherBatch(_) => Self::nothing_here(),
+            StoreError::Subscribed { .. } => {
+                Self::Because(Cause::Subscribed, "The account has a plan by the month; change, cancel or end that.")
+            }
+            StoreError::NotSubscribed(_) => {
+                Self::Because(Cause::SubscriptionNotFound, "The account has no plan by the month.")
+            }
+            StoreError::PaidAtStripe => {
+                Self::Because(Cause::PaidAtStripe, "The plan is paid by card; change it at Stripe.")
+            }
+            StoreError::NotEnoughCredit { .. } => {
+                Self::Because(Cause::InsufficientCredits, "The account has not the credit for that.")
+            }
             error => {
                 tracing::error!(%error, "the dashboard could not be answered from the store");
                 Self::Because(Cause::StoreUnavailable, "The store cannot be reached at the moment. Try again.")

@@ -1,3 +1,5 @@
+//! What follows from what Stripe told, in any order.
+
 use proptest::prelude::*;
 
 use super::super::fixture::Fixture;

@@ -1,3 +1,5 @@
+//! Subscriptions through their days, at times that the tests name.
+
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
