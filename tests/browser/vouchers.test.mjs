@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { House, go } from './house.mjs';
+import { House, go, rowsOf } from './house.mjs';
 
 let house;
 before(async () => (house = await House.open()));
@@ -25,6 +25,11 @@ test('a voucher is redeemed once, and refused twice', async () => {
   await operator.getByRole('button', { name: 'Make vouchers' }).click();
   const codes = (await operator.locator('pre.codes').innerText()).trim().split('\n');
   assert.equal(codes.length, 2);
+
+  await operator.reload();
+  await operator.getByText('was sent before').waitFor();
+  await operator.goto('/operator/vouchers');
+  assert.equal((await rowsOf(operator, 'Batches')).length, 1, 'one form makes one batch');
 
   const ada = await house.customer('ada@example.com', { dollars: '1' });
   const bea = await house.customer('bea@example.com');
