@@ -32,18 +32,44 @@ struct Batch<N, R> {
 
 /// Records as they are spooled.
 pub(super) fn encode(records: &[&UsageRecord]) -> Result<String, serde_json::Error> {
-    let mut places = HashMap::new();
-    let mut names = Vec::new();
-    let mut place = |name| {
-        *places.entry(name).or_insert_with(|| {
-            names.push(name);
-            names.len() - 1
-        })
-    };
-    let rows = records.iter().map(|record| row(record, &mut place)).collect();
+    serde_json::to_string(&batch(records))
+}
+
+/// Writes one record as a batch of its own after what is there.
+pub(super) fn encode_one(record: &UsageRecord, to: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    serde_json::to_writer(to, &batch(&[record]))
+}
+
+fn batch<'a>(records: &[&'a UsageRecord]) -> Batch<&'a str, Row> {
+    let mut names = Names::default();
+    let rows = records.iter().map(|record| row(record, &mut names)).collect();
     let mut provider_costs: Vec<_> = records.iter().map(|record| record.provider_cost.map(|cost| cost.0)).collect();
     leave_out_if_unknown(&mut provider_costs);
-    serde_json::to_string(&Batch { names, records: rows, provider_costs })
+    Batch { names: names.all, records: rows, provider_costs }
+}
+
+/// Names, each once, in the order in which they came.
+#[derive(Default)]
+struct Names<'a> {
+    all: Vec<&'a str>,
+    /// The places of those that are not among the first, which are looked through: mostly there are no others.
+    others: HashMap<&'a str, usize>,
+}
+
+impl<'a> Names<'a> {
+    const FIRST: usize = 8;
+
+    fn place(&mut self, name: &'a str) -> usize {
+        if let Some(place) = self.all.iter().take(Self::FIRST).position(|known| *known == name) {
+            return place;
+        }
+        let next = self.all.len();
+        let place = if next < Self::FIRST { next } else { *self.others.entry(name).or_insert(next) };
+        if place == next {
+            self.all.push(name);
+        }
+        place
+    }
 }
 
 fn leave_out_if_unknown(provider_costs: &mut Vec<Option<i64>>) {
@@ -52,14 +78,14 @@ fn leave_out_if_unknown(provider_costs: &mut Vec<Option<i64>>) {
     }
 }
 
-fn row<'a>(record: &'a UsageRecord, place: &mut impl FnMut(&'a str) -> usize) -> Row {
+fn row<'a>(record: &'a UsageRecord, names: &mut Names<'a>) -> Row {
     let Usage { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning } = record.usage;
     (
         record.request_id,
-        place(&record.account_id),
-        place(&record.key_id),
-        place(&record.model),
-        place(&record.provider),
+        names.place(&record.account_id),
+        names.place(&record.key_id),
+        names.place(&record.model),
+        names.place(&record.provider),
         record.status,
         [input, cache_read, cache_write_5m, cache_write_1h, output, reasoning],
         record.cost.0,
@@ -181,6 +207,20 @@ mod tests {
         let of_an_older_version = encode(&[&record(1), &record(3)]).unwrap();
         assert!(!of_an_older_version.contains("provider_costs"), "{of_an_older_version}");
         assert_eq!(decode(&of_an_older_version).records, [record(1), record(3)]);
+    }
+
+    #[test]
+    fn many_names_come_back_each_written_once() {
+        let of = |number: u128| UsageRecord { key_id: format!("key_{}", number % 50).into(), ..record(number) };
+        let records: Vec<_> = (1..=200).map(of).collect();
+        let body = encode(&records.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(decode(&body), Read { records: records.clone(), unreadable: None });
+        assert!(["\"key_0\"", "\"key_49\"", "\"moonshot\""].iter().all(|name| body.matches(name).count() == 1));
+
+        let mut one = b"before".to_vec();
+        encode_one(&records[7], &mut one).unwrap();
+        let text = std::str::from_utf8(&one).unwrap().strip_prefix("before").unwrap();
+        assert_eq!(text, encode(&[&records[7]]).unwrap());
     }
 
     #[test]

@@ -32,6 +32,9 @@ const FILE_HEAD_BYTES: u64 = 8;
 /// Before each record: its number, its length, and the checksum of both and of the record.
 const HEAD_BYTES: usize = 16;
 
+/// As much as an entry usually takes.
+const USUAL_BYTES: usize = 512;
+
 /// How long the end of a request waits for that of another. Longer, and the disk hangs: then one thread does, and not all.
 const WAIT: Duration = Duration::from_millis(2);
 
@@ -77,13 +80,11 @@ pub(in crate::billing) struct Written {
 impl Entry {
     /// `None` where it cannot be written, which whoever writes it elsewhere is told.
     pub(in crate::billing) fn of(record: &UsageRecord) -> Option<Self> {
-        let body = batch::encode(&[record]).ok()?;
-        let length = u32::try_from(body.len()).ok()?;
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
-        bytes.extend_from_slice(&[0; 8]);
-        bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(body.as_bytes());
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
+        bytes.extend_from_slice(&[0; HEAD_BYTES]);
+        batch::encode_one(record, &mut bytes).ok()?;
+        let length = u32::try_from(bytes.len() - HEAD_BYTES).ok()?;
+        bytes[8..12].copy_from_slice(&length.to_le_bytes());
         Some(Self(bytes))
     }
 
