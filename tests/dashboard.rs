@@ -289,6 +289,25 @@ fn a_key_is_made_shown_once_used_seen_and_revoked() {
 }
 
 #[test]
+fn an_account_makes_itself_so_many_keys_and_no_more() {
+    let house = House::new("keys_per_account_max = 2");
+    let account = house.relay.account("free", "1");
+    let mut browser = house.person("ada@example.com", "customer", &account.id);
+    for name in ["a", "b"] {
+        browser.open("/keys/new");
+        assert_eq!(browser.send("/keys", &[("name", name)]).status, 200);
+    }
+    browser.open("/keys/new");
+    let refused = browser.send("/keys", &[("name", "c")]);
+    assert!(refused.status == 400 && refused.text().contains("may have 2"), "{}", refused.text());
+    let id = key_id_in(&browser.open("/keys").text());
+    browser.open(&format!("/keys/{id}"));
+    browser.send(&format!("/keys/{id}/revoke"), &[]);
+    browser.open("/keys/new");
+    assert_eq!(browser.send("/keys", &[("name", "c")]).status, 200);
+}
+
+#[test]
 fn a_key_that_the_plan_does_not_allow_is_refused_and_what_was_typed_stays() {
     let house = House::new("");
     let account = house.relay.account("free", "1");

@@ -17,8 +17,6 @@ use crate::relay::refusal::Cause;
 use crate::store::{Key, KeyStatus, NewKey};
 
 const ROWS: u32 = 50;
-/// How many good keys an account may have that makes them itself.
-const KEYS_MAX: usize = 200;
 
 pub(super) fn map(map: Map) -> Map {
     map.page("/keys", list)
@@ -137,8 +135,13 @@ async fn create(customer: Customer, Form(typed): Form) -> Answer {
     };
     let account_id = customer.account.id.clone();
     let keys = who.store.keys(Some(&account_id)).await?;
-    if keys.iter().filter(|key| key.status_at(now_ms) == KeyStatus::Active).count() >= KEYS_MAX {
-        form.refuse("name", "You have 200 keys that are good. Revoke one that you do not need.");
+    let active = keys.iter().filter(|key| key.status_at(now_ms) == KeyStatus::Active).count();
+    let most = snapshot.dashboard.keys_per_account_max;
+    if u32::try_from(active).map_or(true, |active| active >= most) {
+        form.refuse(
+            "name",
+            &format!("You have {active} keys that are good, and may have {most}. Revoke one that you do not need."),
+        );
         return page_as(Cause::InvalidValue, &new_key_page(&customer, form)?);
     }
     let first_model = terms.models.as_ref().and_then(|models| models.first().cloned());
