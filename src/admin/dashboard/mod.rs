@@ -20,6 +20,7 @@ mod links;
 mod map;
 mod models;
 mod offer;
+mod once;
 mod overview;
 mod password;
 mod people;
@@ -48,6 +49,7 @@ use crate::store::Store;
 use self::answer::{Answer, Refused};
 use self::guard::SignedIn;
 use self::map::Map;
+use self::once::Sent;
 use self::password::Passwords;
 
 /// What the pages work on.
@@ -59,12 +61,19 @@ struct Inner {
     store: Store,
     process: Arc<dyn Process>,
     passwords: Passwords,
+    sent: Sent,
 }
 
 impl Dashboard {
     /// A dashboard over that configuration and store.
     pub fn new(live: Arc<Live>, store: &Store, process: Arc<dyn Process>) -> Self {
-        Self(Arc::new(Inner { live, store: store.clone(), process, passwords: Passwords::new() }))
+        Self(Arc::new(Inner {
+            live,
+            store: store.clone(),
+            process,
+            passwords: Passwords::new(),
+            sent: Sent::default(),
+        }))
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -82,6 +91,11 @@ impl Dashboard {
 
     fn passwords(&self) -> &Passwords {
         &self.0.passwords
+    }
+
+    /// The forms that were sent.
+    fn sent(&self) -> &Sent {
+        &self.0.sent
     }
 
     fn now_ms(&self) -> i64 {
