@@ -213,6 +213,16 @@ async fn what_cannot_be_had_or_used_is_not_paid_for() {
 }
 
 #[tokio::test]
+async fn a_plan_that_costs_nothing_is_renewed_whatever_is_owed() {
+    let fixture = Fixture::with_credit("1").await;
+    fixture.subscribe("free", PaidBy::Credit, "2027-01-01").await.unwrap();
+    fixture.store.credit(&fixture.account_id, NanoUsd(-3 * USD), None, 1).await.unwrap();
+    fixture.renew("2027-02-01").await;
+    assert_eq!(fixture.stands().await, is("free", -2));
+    assert_eq!(fixture.store.subscription(&fixture.account_id).await.unwrap().unwrap().period, 2);
+}
+
+#[tokio::test]
 async fn the_plan_of_who_has_a_subscription_is_changed_there() {
     let fixture = Fixture::with_credit("100").await;
     fixture.subscribe("pro", PaidBy::Credit, "2027-01-01").await.unwrap();
