@@ -127,6 +127,7 @@ async fn up_is_at_once_and_what_is_unused_is_taken_off() {
     assert_eq!((up.plan.as_str(), up.period_ends_ms), ("pro", at("2027-05-11")));
     assert_eq!(fixture.stands().await, is("pro", 100 - 9 - 29 + 6));
     assert_eq!(fixture.to("pro", "2027-04-12").await.unwrap(), up, "it is so already");
+    assert_eq!(up.fee_of_change(NanoUsd(99 * USD), at("2027-04-11") + 1).0, 70 * USD, "to the cent, for the customer");
     assert_eq!(fixture.renew("2027-05-01").await, 0, "the month that was begun is no more");
     fixture.renew("2027-05-11").await;
     assert_eq!(fixture.stands().await, is("pro", 68 - 29));
