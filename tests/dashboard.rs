@@ -4,10 +4,24 @@
 
 mod support;
 
+use serde_json::json;
 use support::browser::form;
-use support::{Browser, Relay, Request, Reserved, Setup};
+use support::{Browser, Connection, Manager, Relay, Request, Reserved, Setup, until};
 
 const PASSWORD: &str = "correct horse battery";
+
+const DEMO: &str = r#"
+[[provider]]
+name = "demo"
+dialect = "openai"
+base_url = "builtin:demo"
+[[model]]
+id = "demo"
+context_window = 8_192
+output_tokens_max = 1_024
+price = { input = "0.10", output = "0.40" }
+targets = [{ provider = "demo", model = "demo" }]
+"#;
 
 /// A relay with a dashboard, and people of it.
 struct House {
@@ -17,8 +31,12 @@ struct House {
 
 impl House {
     fn new(dashboard: &str) -> Self {
+        Self::of(Setup::bare(), dashboard)
+    }
+
+    fn of(setup: Setup, dashboard: &str) -> Self {
         let port = Reserved::new();
-        let setup = Setup::bare().table(&format!("[dashboard]\n{dashboard}"));
+        let setup = setup.table(&format!("[dashboard]\n{dashboard}")).table(DEMO);
         let setup = setup.provider_with("upstream", "http://127.0.0.1:9", "breaker = false");
         let relay = setup.listen(&format!("dashboard = \"{}\"", port.address)).start();
         Self { relay, port }
@@ -208,4 +226,181 @@ fn pages_load_nothing_from_elsewhere_and_are_not_kept() {
         assert!(file.headers.find("cache-control").unwrap().contains("immutable"));
     }
     assert_eq!(Request::get("/assets/../sign-in").send(house.port.address).status, 404);
+}
+
+/// The API key that a page shows.
+fn key_in(page: &str) -> String {
+    let rest = &page[page.find("tg_live_").expect("no key on the page")..];
+    rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap()].to_owned()
+}
+
+/// The id of the first key on the page of keys.
+fn key_id_in(page: &str) -> String {
+    let rest = page.split("/keys/key_").nth(1).expect("no key on the page");
+    format!("key_{}", rest.split('"').next().unwrap())
+}
+
+#[test]
+fn a_key_is_made_shown_once_used_seen_and_revoked() {
+    let house = House::new("");
+    let account = house.relay.account("free", "1");
+    let mut browser = house.person("ada@example.com", "customer", &account.id);
+    browser.open("/keys/new");
+    let made = browser.send("/keys", &[("name", "laptop"), ("rpm", "7"), ("budget", "0.50"), ("models", "demo")]);
+    assert_eq!(made.status, 200, "{}", made.text());
+    let key = key_in(&made.text());
+    assert!(made.text().contains(&format!("http://{}/v1", house.relay.http)), "the snippets have the base URL");
+    assert!(made.text().contains("Python") && made.text().contains("Node"));
+
+    let body = json!({"model": "demo", "messages": [{"role": "user", "content": "Hello"}]});
+    let answer = Request::chat(&body).key(&key).send(house.relay.http);
+    assert_eq!((answer.status, answer.headers.find("x-ratelimit-limit-requests")), (200, Some("7")));
+    let request_id = answer.headers.find("x-request-id").unwrap().to_owned();
+    until("the request on the page of usage", || browser.open("/usage").text().contains(&request_id).then_some(()));
+    assert!(browser.page.contains("laptop"));
+    assert!(Request::get("/usage.csv").send(house.port.address).status == 303, "not without a session");
+    let file = browser.ask(&Request::get("/usage.csv"));
+    assert!(file.headers.find("content-disposition").unwrap().contains("attachment"));
+    assert!(file.text().contains(&request_id) && file.text().lines().count() == 2, "{}", file.text());
+    assert!(browser.open("/overview").text().contains("1 request<"), "{}", browser.page);
+
+    let list = browser.open("/keys").text();
+    assert!(!list.contains(&key) && !list.contains(">never<"), "{list}");
+    let id = key_id_in(&list);
+    let shown = browser.open(&format!("/keys/{id}")).text();
+    assert!(!shown.contains(&key) && shown.contains("$0.50"), "{shown}");
+    assert!(browser.send(&format!("/keys/{id}/revoke"), &[]).text().contains("revoked"));
+    until("the key to be refused", || {
+        (Request::chat(&body).key(&key).send(house.relay.http).status == 401).then_some(())
+    });
+    let entries = house.relay.cli_json(&["audit-log", "--subject", &id]);
+    let told: Vec<_> =
+        entries.as_array().unwrap().iter().map(|entry| (&entry["action"], &entry["actor_name"])).collect();
+    let ada = json!("ada@example.com");
+    assert_eq!(told, [(&json!("key.revoke"), &ada), (&json!("key.create"), &ada)]);
+}
+
+#[test]
+fn a_key_that_the_plan_does_not_allow_is_refused_and_what_was_typed_stays() {
+    let house = House::new("");
+    let account = house.relay.account("free", "1");
+    let mut browser = house.person("ada@example.com", "customer", &account.id);
+    browser.open("/keys/new");
+    let typed = [("name", "my <laptop>"), ("rpm", "31"), ("budget", "1.25"), ("expires", "2099-01-31")];
+    let page = browser.send("/keys", &typed);
+    assert_eq!(page.status, 400);
+    let text = page.text();
+    assert!(text.contains("Your plan allows at most 30 requests a minute."), "{text}");
+    for value in ["my &#60;laptop&#62;", "value=\"31\"", "value=\"1.25\"", "value=\"2099-01-31\""] {
+        assert!(text.contains(value), "{value}: {text}");
+    }
+    assert!(!text.contains("my <laptop>") && !text.contains("tg_live_"));
+    assert_eq!(house.relay.cli_json(&["key", "list", "--account", &account.id]).as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn credit_is_seen_by_the_customer_as_soon_as_it_is_given() {
+    let house = House::new("api_url = \"https://api.example.com/v1\"");
+    let account = house.relay.account("free", "0");
+    let mut browser = house.person("ada@example.com", "customer", &account.id);
+    assert!(browser.open("/overview").text().contains("Your credit is used up"));
+    house.relay.cli_json(&["account", "credit", &account.id, "12.50", "--note", "for <you>"]);
+    assert!(browser.open("/overview").text().contains("$12.50"));
+    let history = browser.open("/credit").text();
+    assert!(history.contains("grant") && history.contains("for &#60;you&#62;"), "{history}");
+    assert!(browser.open("/start").text().contains("https://api.example.com/v1/chat/completions"));
+    assert!(browser.open("/models").text().contains("$0.40"));
+}
+
+#[test]
+fn an_operator_invites_somebody_and_shuts_them_out_again() {
+    let house = House::new("");
+    let account = house.relay.account("free", "0");
+    let mut operator = house.person("op@example.com", "operator", &account.id);
+    operator.open("/operator/people");
+    let typed = [("email", "bea@example.com"), ("role", "customer"), ("account", "acct_none")];
+    let refused = operator.send("/operator/people", &typed);
+    assert!(refused.status == 400 && refused.text().contains("bea@example.com"), "{}", refused.text());
+    let typed = [("email", "bea@example.com"), ("role", "customer"), ("account", account.id.as_str())];
+    let invited = operator.send("/operator/people", &typed).text();
+    let own = format!("http://{}", house.port.address);
+    let link = invited.split(&own).nth(1).unwrap().split('<').next().unwrap().to_owned();
+    let mut bea = house.browser();
+    bea.open(&link);
+    bea.send(&link, &[("password", PASSWORD)]);
+    assert!(bea.open("/overview").text().contains("bea@example.com"));
+    assert_eq!(bea.open("/operator/people").status, 404);
+
+    let users = house.relay.cli_json(&["user", "list"]);
+    let id = |email: &str| {
+        let users = users.as_array().unwrap();
+        users.iter().find(|user| user["email"] == email).unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    operator.open("/operator/people");
+    assert_eq!(
+        operator.post(&format!("/operator/people/{}/change", id("op@example.com")), &[("what", "suspend")]).status,
+        400
+    );
+    let shut_out = operator.send(&format!("/operator/people/{}/change", id("bea@example.com")), &[("what", "suspend")]);
+    assert!(shut_out.text().contains("suspended"), "{}", shut_out.text());
+    assert!(bea.open("/overview").text().contains("Sign in"));
+    let entries = house.relay.cli_json(&["audit-log", "--subject", &id("bea@example.com")]);
+    assert_eq!((&entries[0]["action"], &entries[0]["actor_name"]), (&json!("user.update"), &json!("op@example.com")));
+}
+
+#[test]
+fn whoever_is_signed_in_is_so_after_an_upgrade() {
+    let manager = Manager::new();
+    let house = House::of(manager.of(Setup::bare()), "");
+    let account = house.relay.account("free", "0");
+    let mut browser = house.person("ada@example.com", "customer", &account.id);
+    let mut kept = Connection::open(house.port.address);
+    assert_ne!(kept.ask(&Request::get("/sign-in")).header("connection"), Some("close"));
+    manager.upgrade(&house.relay);
+    assert!(browser.open("/overview").text().contains("ada@example.com"));
+    assert_eq!(browser.send("/keys", &[("name", "laptop")]).status, 200, "a form of before is good");
+    assert!(kept.is_closed(), "the old process holds nobody who asks nothing");
+}
+
+#[test]
+fn commands_do_what_the_forms_do() {
+    let house = House::new("");
+    let relay = &house.relay;
+    let (one, other) = (relay.account("free", "0"), relay.account("free", "0"));
+    let made = relay.cli_json(&["user", "create", "ada@example.com", "--account", &one.id]);
+    assert_eq!(
+        (&made["role"], &made["status"], &made["account_id"]),
+        (&json!("customer"), &json!("invited"), &json!(one.id))
+    );
+    let id = made["id"].as_str().unwrap();
+    for (arguments, field, value) in [
+        (vec!["role", id, "operator"], "role", "operator"),
+        (vec!["account", "ADA@example.com", &*other.id], "account_id", &*other.id),
+        (vec!["suspend", id], "status", "suspended"),
+        (vec!["resume", id], "status", "invited"),
+        (vec!["sign-out", id], "email", "ada@example.com"),
+    ] {
+        let changed = relay.cli_json(&[vec!["user"], arguments.clone()].concat());
+        assert_eq!(changed[field], value, "{arguments:?}");
+    }
+    for (purpose, name) in [("invite", "invite"), ("reset", "reset"), ("sign-in-link", "sign_in")] {
+        let link = relay.cli_json(&["user", purpose, "ada@example.com"]);
+        assert_eq!((&link["purpose"], &link["user"]["id"]), (&json!(name), &json!(id)));
+        assert!(link["url"].as_str().unwrap().starts_with(&format!("http://{}/link/", house.port.address)), "{link}");
+    }
+    let list = relay.cli(&["user", "list"]);
+    assert!(list.stdout.contains("ada@example.com") && list.stdout.contains("operator"), "{}", list.stdout);
+    for (arguments, told) in [
+        (vec!["create", "ada@example.com", "--account", &*one.id], "already"),
+        (vec!["create", "no-address", "--account", &*one.id], "e-mail address"),
+        (vec!["create", "bea@example.com"], "--account"),
+        (vec!["create", "bea@example.com", "--account", "acct_none"], "no account"),
+        (vec!["invite", "nobody@example.com"], "no user"),
+    ] {
+        let refused = relay.cli(&[vec!["user"], arguments.clone()].concat());
+        assert!(!refused.status.success() && refused.stderr.contains(told), "{arguments:?}: {}", refused.stderr);
+    }
+    let entries = relay.cli_json(&["audit-log", "--subject", id]);
+    assert!(entries.as_array().unwrap().iter().all(|entry| entry["actor_kind"] == "cli"), "{entries}");
+    assert!(!relay.stderr().contains("/link/") && !relay.stdout().contains("/link/"));
 }

@@ -30,8 +30,8 @@ enum Action {
         /// What they may see: their own account's pages, or everything
         #[arg(long, value_enum, default_value = "customer")]
         role: Role,
-        /// Whose keys, usage and money are theirs
-        #[arg(long, value_name = "ID", required_if_eq("role", "customer"))]
+        /// Whose keys, usage and money are theirs; operators need none
+        #[arg(long, value_name = "ID")]
         account: Option<String>,
     },
     /// Everybody
@@ -110,7 +110,10 @@ impl Action {
     async fn run(&self, snapshot: &Snapshot, store: &Store, json: bool) -> Result<(), Failure> {
         let change = match self {
             Self::Create { email, role, account } => {
-                let (role, account_id) = ((*role).into(), account.as_deref());
+                let (role, account_id) = (store::Role::from(*role), account.as_deref());
+                if role == store::Role::Customer && account_id.is_none() {
+                    return Err("a customer needs an account; name it with --account".into());
+                }
                 let user = store.create_user(&NewUser { email, role, account_id, password: None }, now_ms()).await?;
                 show(&user, json);
                 return Ok(());

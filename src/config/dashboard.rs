@@ -14,9 +14,11 @@ const HOURS_MAX: u64 = 8_784;
 
 pub(super) fn read(value: &Value<'_>) -> Option<DashboardConfig> {
     let table = value.table()?;
-    let mut dashboard = DashboardConfig::default();
-    dashboard.public_url = table.optional("public_url").and_then(|value| origin(&value));
-    dashboard.api_url = table.optional("api_url").and_then(|value| base_url(&value));
+    let mut dashboard = DashboardConfig {
+        public_url: table.optional("public_url").and_then(|value| origin(&value)),
+        api_url: table.optional("api_url").and_then(|value| base_url(&value)),
+        ..DashboardConfig::default()
+    };
     if let Some(registration) = table.optional("registration").and_then(|value| value.boolean()) {
         dashboard.registration = registration;
     }

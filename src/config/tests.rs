@@ -51,6 +51,7 @@ fn the_shipped_files_lack_nothing_but_credentials() {
     assert_eq!(loaded.snapshot.limits, Limits::default(), "what is commented out is the default");
     assert_eq!(loaded.snapshot.billing, BillingConfig::default());
     assert_eq!(loaded.snapshot.store, StoreConfig::default());
+    assert_eq!(loaded.snapshot.dashboard, DashboardConfig::default());
 }
 
 #[test]
@@ -293,6 +294,31 @@ fn a_broken_row_is_not_blamed_a_second_time_by_who_names_it() {
         .replace("dialect = 'openai'", "dialect = 'soap'");
     let told = read_one(&text, Providers::All).unwrap_err();
     assert_eq!(told.lines().count(), 2, "{told}");
+}
+
+#[test]
+fn whoever_registers_needs_a_plan_that_is_there() {
+    let dashboard = "[dashboard]\nregistration = true\nstarting_plan = 'gone'\n";
+    let plan = "[[plan]]\nname = 'free'\nrequests_per_minute = 30\n";
+    let told = read_one(&format!("{LISTEN}{dashboard}{plan}{DEMO}"), Providers::All).unwrap_err();
+    assert!(told.starts_with("tollgate.toml:3: dashboard.starting_plan: there is no plan \"gone\""), "{told}");
+    let open = dashboard.replace("starting_plan = 'gone'\n", "");
+    assert!(read_one(&format!("{LISTEN}{open}{plan}{DEMO}"), Providers::All).unwrap().snapshot.dashboard.registration);
+    let closed = dashboard.replace("true", "false");
+    assert!(read_one(&format!("{LISTEN}{closed}{DEMO}"), Providers::All).is_ok());
+}
+
+#[test]
+fn the_dashboard_and_the_api_are_where_they_are_said_to_be() {
+    let listen = "[listen]\nhttp = '127.0.0.1:8080'\ndashboard = '127.0.0.1:8081'\n";
+    let snapshot = read_one(&format!("{listen}{DEMO}"), Providers::All).unwrap().snapshot;
+    assert_eq!(snapshot.dashboard_url().as_deref(), Some("http://127.0.0.1:8081"));
+    assert_eq!(snapshot.api_url(), "http://127.0.0.1:8080/v1");
+    let said = "[dashboard]\npublic_url = 'https://dash.example'\napi_url = 'https://api.example/v1/'\n";
+    let snapshot = read_one(&format!("{listen}{said}{DEMO}"), Providers::All).unwrap().snapshot;
+    assert_eq!(snapshot.dashboard_url().as_deref(), Some("https://dash.example"));
+    assert_eq!(snapshot.api_url(), "https://api.example/v1");
+    assert_eq!(read_one(&format!("{LISTEN}{DEMO}"), Providers::All).unwrap().snapshot.dashboard_url(), None);
 }
 
 #[test]

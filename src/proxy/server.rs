@@ -179,8 +179,8 @@ fn run_pingora(
     admin.add(sockets.of("listen.admin").map_err(process)?);
     server.add_service(admin);
     if snapshot.listen.dashboard.is_some() {
-        let routes = dashboard_routes(shared);
-        let mut dashboard = Door::new("dashboard", WebListener::new(shared, routes), 1, &shared.stage);
+        let pages = WebListener::new(shared, dashboard_routes(shared)).for_the_public();
+        let mut dashboard = Door::new("dashboard", pages, 1, &shared.stage);
         dashboard.add(sockets.of("listen.dashboard").map_err(process)?);
         server.add_service(dashboard);
     }

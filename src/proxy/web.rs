@@ -22,6 +22,7 @@ use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 
 use super::Shared;
+use super::connections::Connections;
 use crate::admin::api::Peer;
 
 /// How much of a head is read.
@@ -31,11 +32,18 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct WebListener {
     shared: Arc<Shared>,
     routes: Router,
+    /// Who is connected, where it is for the public and nobody may hold it all.
+    connections: Option<Arc<Connections>>,
 }
 
 impl WebListener {
     pub(super) fn new(shared: &Arc<Shared>, routes: Router) -> Self {
-        Self { shared: Arc::clone(shared), routes }
+        Self { shared: Arc::clone(shared), routes, connections: None }
+    }
+
+    /// For the public: one address has so many connections as it may have to the client API, counted apart from those.
+    pub(super) fn for_the_public(self) -> Self {
+        Self { connections: Some(Arc::default()), ..self }
     }
 
     /// Answers one request. Whoever asks a process that leaves is told to ask the next on another connection.
@@ -62,6 +70,11 @@ impl ServerApp for WebListener {
         let digest = stream.get_socket_digest();
         let address = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
         let peer = Peer(address.map(|address| address.ip().to_canonical()));
+        let limits = self.shared.live.load().limits.clone();
+        let place = self.connections.as_ref().map(|open| open.enter(peer.0, limits.connections_per_ip_max));
+        if matches!(place, Some(None)) {
+            return None;
+        }
         let (was_asked, asked) = (Arc::new(AtomicBool::new(false)), Arc::clone(self));
         let service = {
             let was_asked = Arc::clone(&was_asked);
@@ -72,7 +85,7 @@ impl ServerApp for WebListener {
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.shared.live.load().limits.header_max)
+            .header_read_timeout(limits.header_max)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);

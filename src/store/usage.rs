@@ -51,6 +51,11 @@ impl UsagePosition {
         Self { started_at_ms: record.started_at_ms, request_id: record.request_id.to_string() }
     }
 
+    /// The position of a request that began then.
+    pub fn at(started_at_ms: i64, request_id: Uuid) -> Self {
+        Self { started_at_ms, request_id: request_id.to_string() }
+    }
+
     /// Before that moment, after whatever began at it.
     fn before(unix_ms: i64) -> Self {
         Self { started_at_ms: unix_ms, request_id: String::new() }

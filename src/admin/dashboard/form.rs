@@ -24,7 +24,7 @@ pub(super) const PROOF: &str = "csrf";
 pub(super) struct Fields(Vec<(String, String)>);
 
 impl Fields {
-    fn parse(text: &[u8]) -> Option<Self> {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         serde_urlencoded::from_bytes(text).ok().map(Self)
     }
 

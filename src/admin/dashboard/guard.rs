@@ -27,6 +27,8 @@ const SEEN_EVERY_MS: i64 = 60_000;
 pub(super) struct Anyone {
     /// Where they come from.
     pub(super) address: Option<IpAddr>,
+    /// The session that their browser says it has, good or not.
+    pub(super) token: Option<Token>,
 }
 
 impl Guard for Anyone {
@@ -38,9 +40,7 @@ impl FromRequestParts<Dashboard> for Anyone {
 
     async fn from_request_parts(parts: &mut Parts, dashboard: &Dashboard) -> Result<Self, Refused> {
         parts.extensions.insert(Proof::Headers);
-        let peer = parts.extensions.get::<Peer>().and_then(|peer| peer.0);
-        let has_proxy = dashboard.snapshot().dashboard.public_url.is_some();
-        Ok(Self { address: address(peer, &parts.headers, has_proxy) })
+        Ok(Self { address: address_of(parts, dashboard), token: token_of(&parts.headers) })
     }
 }
 
@@ -48,6 +48,8 @@ impl FromRequestParts<Dashboard> for Anyone {
 pub(super) struct SignedIn {
     /// Who.
     pub(super) user: User,
+    /// Where they come from.
+    pub(super) address: Option<IpAddr>,
     /// The browser's session.
     pub(super) session: Session,
     pub(super) token: Token,
@@ -81,7 +83,8 @@ impl FromRequestParts<Dashboard> for SignedIn {
         };
         parts.extensions.insert(Proof::Session(Secret::new(token.forms_proof())));
         let store = dashboard.store().in_the_name_of(Actor::User(user.email.as_str().into()));
-        Ok(Self { user, session, token, dashboard: dashboard.clone(), store })
+        let address = address_of(parts, dashboard);
+        Ok(Self { user, address, session, token, dashboard: dashboard.clone(), store })
     }
 }
 
@@ -175,10 +178,15 @@ pub(super) fn cookie(session: Option<(&Token, i64)>, now_ms: i64) -> Result<Head
 }
 
 /// The session that a browser says it has.
-pub(super) fn token_of(headers: &HeaderMap) -> Option<Token> {
+fn token_of(headers: &HeaderMap) -> Option<Token> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.filter(|(name, _)| *name == COOKIE).find_map(|(_, value)| Token::parse(value))
+}
+
+fn address_of(parts: &Parts, dashboard: &Dashboard) -> Option<IpAddr> {
+    let peer = parts.extensions.get::<Peer>().and_then(|peer| peer.0);
+    address(peer, &parts.headers, dashboard.snapshot().dashboard.public_url.is_some())
 }
 
 /// Where a request comes from. A reverse proxy on this machine is believed about it, where there is one.

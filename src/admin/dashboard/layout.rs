@@ -19,8 +19,15 @@ const fn entry(who: Who, label: &'static str, path: &'static str) -> Entry {
 
 /// The navigation in its order; everybody sees what they may.
 const NAVIGATION: &[Entry] = &[
+    entry(Who::Customer, "Overview", "/overview"),
+    entry(Who::Customer, "Keys", "/keys"),
+    entry(Who::Customer, "Usage", "/usage"),
+    entry(Who::Customer, "Models", "/models"),
+    entry(Who::Customer, "Credit", "/credit"),
     entry(Who::Customer, "Plan", "/plan"),
+    entry(Who::Customer, "Quick start", "/start"),
     entry(Who::SignedIn, "Account", "/settings"),
+    entry(Who::Operator, "People", "/operator/people"),
     entry(Who::Operator, "Vouchers", "/operator/vouchers"),
 ];
 
@@ -93,6 +100,10 @@ fn sees(user: &User, who: Who) -> bool {
 }
 
 /// The page on which somebody begins.
-pub(super) fn home_of(_user: &User) -> &'static str {
-    "/settings"
+pub(super) fn home_of(user: &User) -> &'static str {
+    match (&user.account_id, user.role) {
+        (Some(_), _) => "/overview",
+        (None, Role::Operator) => "/operator/people",
+        (None, Role::Customer) => "/settings",
+    }
 }

@@ -13,7 +13,7 @@ use super::guard::{Anyone, new_session};
 use super::layout::Frame;
 use super::map::Map;
 use super::password;
-use super::sign_in::with_cookie;
+use super::sign_in::{end_earlier, with_cookie};
 use crate::admin::people::Token;
 use crate::relay::refusal::Cause;
 use crate::store::{Actor, Link, LinkPurpose};
@@ -57,7 +57,12 @@ async fn show(_: Anyone, State(dashboard): State<Dashboard>, Path(token): Path<S
     page(&link_page(&link, ""))
 }
 
-async fn take(_: Anyone, State(dashboard): State<Dashboard>, Path(token): Path<String>, Form(form): Form) -> Answer {
+async fn take(
+    visitor: Anyone,
+    State(dashboard): State<Dashboard>,
+    Path(token): Path<String>,
+    Form(form): Form,
+) -> Answer {
     let (link_token, link) = found(&dashboard, &token).await?;
     let phc = match link.purpose.sets_password() {
         true => {
@@ -76,5 +81,6 @@ async fn take(_: Anyone, State(dashboard): State<Dashboard>, Path(token): Path<S
     if !store.use_link(&digest, phc.as_deref(), &new, now_ms, expires_at_ms).await? {
         return Err(NOT_GOOD);
     }
+    end_earlier(&dashboard, &visitor).await?;
     with_cookie(see_other("/"), Some((&session, expires_at_ms)), now_ms)
 }

@@ -10,19 +10,29 @@
 mod answer;
 mod assets;
 pub mod chart;
+mod credit;
 mod form;
 mod guard;
+mod key_form;
+mod keys;
 mod layout;
 mod links;
 mod map;
+mod models;
 mod offer;
+mod overview;
 mod password;
+mod people;
 mod plan;
 mod settings;
+mod shown;
 mod sign_in;
 mod sign_up;
+mod start;
 #[cfg(test)]
 mod tests;
+mod usage;
+mod usage_csv;
 mod vouchers;
 
 use std::sync::Arc;
@@ -92,7 +102,14 @@ fn map() -> Map {
         .with(sign_in::map)
         .with(sign_up::map)
         .with(links::map)
+        .with(overview::map)
+        .with(keys::map)
+        .with(usage::map)
+        .with(models::map)
+        .with(credit::map)
+        .with(start::map)
         .with(settings::map)
+        .with(people::map)
         .with(plan::map)
         .with(vouchers::map)
 }

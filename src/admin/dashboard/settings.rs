@@ -8,8 +8,8 @@ use super::guard::{SignedIn, new_session};
 use super::layout::Frame;
 use super::map::Map;
 use super::password;
+use super::shown::Moment;
 use super::sign_in::with_cookie;
-use crate::relay::meter::rfc3339;
 use crate::relay::refusal::Cause;
 
 pub(super) fn map(map: Map) -> Map {
@@ -31,16 +31,16 @@ struct SettingsPage<'a> {
 
 /// A session, in words.
 struct Browser {
-    since: String,
-    seen: String,
+    since: Moment,
+    seen: Moment,
     is_this: bool,
 }
 
 async fn settings_page<'a>(who: &SignedIn, wrong: &'a str, done: &'static str) -> Result<SettingsPage<'a>, Refused> {
     let sessions = who.store.sessions_of(&who.user.id, who.now_ms()).await?;
     let sessions = sessions.iter().map(|session| Browser {
-        since: rfc3339(session.created_at_ms),
-        seen: rfc3339(session.seen_at_ms),
+        since: Moment::of(session.created_at_ms),
+        seen: Moment::of(session.seen_at_ms),
         is_this: session.created_at_ms == who.session.created_at_ms,
     });
     Ok(SettingsPage {
@@ -67,8 +67,8 @@ async fn change_password(who: SignedIn, Form(form): Form) -> Answer {
     // Whoever came by a link has nothing to prove but that, until there is a password.
     if who.user.has_password {
         let (email, now) = (&who.user.email, who.store.password_of(&who.user.id).await?);
-        let is_right =
-            who.dashboard.process().may_try_password(None, email) && passwords.verify(form.raw("current"), now).await?;
+        let is_right = who.dashboard.process().may_try_password(who.address, email)
+            && passwords.verify(form.raw("current"), now).await?;
         if !is_right {
             return page_as(Cause::InvalidValue, &settings_page(&who, "That is not your password so far.", "").await?);
         }

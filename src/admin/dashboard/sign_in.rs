@@ -47,10 +47,8 @@ async fn sign_in(visitor: Anyone, State(dashboard): State<Dashboard>, Form(form)
         return page_as(Cause::TooManyFailedAttempts, &sign_in_page(&dashboard, email, next, TOO_OFTEN));
     }
     let user = dashboard.store().user_by_email(email).await?;
-    let phc = match &user {
-        Some(user) => dashboard.store().password_of(&user.id).await?,
-        None => None,
-    };
+    // Who is not there is asked for as who is, so that it takes as long.
+    let phc = dashboard.store().password_of(user.as_ref().map_or("", |user| &user.id)).await?;
     let is_right = dashboard.passwords().verify(form.raw("password"), phc).await?;
     let wrong = || page_as(Cause::InvalidValue, &sign_in_page(&dashboard, email, next, WRONG));
     let Some(user) = user.filter(|user| is_right && user.active) else { return wrong() };
@@ -61,6 +59,7 @@ async fn sign_in(visitor: Anyone, State(dashboard): State<Dashboard>, Form(form)
         Err(StoreError::UserSuspended) => return wrong(),
         Err(error) => return Err(error.into()),
     }
+    end_earlier(&dashboard, &visitor).await?;
     let back = own_path(next).unwrap_or("/");
     with_cookie(see_other(back), Some((&token, expires_at_ms)), now_ms)
 }
@@ -68,6 +67,14 @@ async fn sign_in(visitor: Anyone, State(dashboard): State<Dashboard>, Form(form)
 async fn sign_out(who: SignedIn, Form(_): Form) -> Answer {
     who.store.end_session(&who.token.digest()).await?;
     with_cookie(see_other("/sign-in"), None, who.now_ms())
+}
+
+/// Ends the session that the browser had until now, which it forgets.
+pub(super) async fn end_earlier(dashboard: &Dashboard, visitor: &Anyone) -> Result<(), Refused> {
+    match &visitor.token {
+        Some(token) => Ok(dashboard.store().end_session(&token.digest()).await?),
+        None => Ok(()),
+    }
 }
 
 /// An answer with which a session begins or ends.

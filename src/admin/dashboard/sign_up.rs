@@ -12,7 +12,7 @@ use super::guard::{Anyone, new_session};
 use super::layout::Frame;
 use super::map::Map;
 use super::password;
-use super::sign_in::with_cookie;
+use super::sign_in::{end_earlier, with_cookie};
 use crate::admin::{require_plan, value};
 use crate::relay::refusal::Cause;
 use crate::store::{Actor, NewUser, Role, StoreError};
@@ -66,6 +66,7 @@ async fn register(visitor: Anyone, State(dashboard): State<Dashboard>, Form(form
     let (token, expires_at_ms) = new_session(&dashboard)?;
     let now_ms = dashboard.now_ms();
     dashboard.store().begin_session(&user_id, &token.digest(), now_ms, expires_at_ms).await?;
+    end_earlier(&dashboard, &visitor).await?;
     with_cookie(see_other("/"), Some((&token, expires_at_ms)), now_ms)
 }
 

@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::map::{Place, Who};
 use super::{Dashboard, map, router};
@@ -20,7 +21,7 @@ use crate::admin::api::{ConfigStatus, Moment, Process};
 use crate::admin::people::Token;
 use crate::config::{self, Live, Providers};
 use crate::relay::auth::KeyDigest;
-use crate::relay::meter::NanoUsd;
+use crate::relay::meter::{NanoUsd, Usage, UsageRecord};
 use crate::store::{KeyTerms, NewKey, NewUser, Role, Store};
 
 const NOW_MS: i64 = 1_795_000_000_000;
@@ -86,7 +87,9 @@ impl Process for Here {
 /// Somebody with an account, a key and money, whose every text and id begins with their own mark.
 struct Person {
     token: Token,
+    user_id: String,
     key_id: String,
+    account_id: String,
     /// What nobody else may see.
     marks: Vec<String>,
 }
@@ -110,7 +113,7 @@ impl Stage {
         let live = Arc::new(Live::new(path, Providers::All, loaded));
         let store = Store::open(&format!("sqlite://{}/tollgate.db", folder.path().display())).await.unwrap();
         let (ada, bea) = (person(&store, "ada", 1).await, person(&store, "bea", 2).await);
-        let operator = user(&store, "op@example.com", Role::Operator, None).await;
+        let (operator, _) = user(&store, "op@example.com", Role::Operator, None).await;
         let routes = router(Dashboard::new(live, &store, Arc::new(Here)));
         Self { routes, store, ada, bea, operator, _folder: folder }
     }
@@ -131,27 +134,50 @@ impl Stage {
     }
 }
 
-async fn user(store: &Store, email: &str, role: Role, account_id: Option<&str>) -> Token {
+async fn user(store: &Store, email: &str, role: Role, account_id: Option<&str>) -> (Token, String) {
     let new = NewUser { email, role, account_id, password: Some("$argon2id$none") };
     let user = store.create_user(&new, NOW_MS).await.unwrap();
     let token = Token::new().unwrap();
     store.begin_session(&user.id, &token.digest(), NOW_MS, NOW_MS + 1_000_000).await.unwrap();
-    token
+    (token, user.id)
 }
 
 async fn person(store: &Store, mark: &str, digest: u8) -> Person {
     let account = store.create_account(&format!("{mark}-account"), "free", NOW_MS).await.unwrap();
     store.credit(&account.id, NanoUsd(5_000_000_000), Some(&format!("{mark}-note")), NOW_MS).await.unwrap();
     let email = format!("{mark}@example.com");
-    let token = user(store, &email, Role::Customer, Some(&account.id)).await;
+    let (token, user_id) = user(store, &email, Role::Customer, Some(&account.id)).await;
     let key = NewKey { account_id: account.id.clone(), name: format!("{mark}-key"), terms: KeyTerms::default() };
     let key_id = store.create_key(&key, &KeyDigest([digest; 32]), NOW_MS).await.unwrap().id;
-    let marks = vec![account.id, key_id.clone(), email, format!("{mark}-")];
-    Person { token, key_id, marks }
+    let marks = vec![account.id.clone(), key_id.clone(), user_id.clone(), email, format!("{mark}-")];
+    let person = Person { token, user_id, key_id, account_id: account.id, marks };
+    let used = UsageRecord { model: format!("{mark}-model").into(), ..request(&person, NOW_MS - 1_000) };
+    store.settle(&[used], None).await.unwrap();
+    person
+}
+
+/// A finished request of somebody's.
+fn request(person: &Person, started_at_ms: i64) -> UsageRecord {
+    UsageRecord {
+        request_id: Uuid::now_v7(),
+        account_id: person.account_id.as_str().into(),
+        key_id: person.key_id.as_str().into(),
+        model: "demo".into(),
+        provider: "hidden-provider".into(),
+        status: 200,
+        usage: Usage { input: 11, cache_read: 2, cache_write_5m: 3, cache_write_1h: 4, output: 5, reasoning: 1 },
+        cost: NanoUsd(1_000),
+        estimated: false,
+        interrupted: false,
+        started_at_ms,
+        first_token_ms: Some(120),
+        total_ms: 900,
+        provider_cost: None,
+    }
 }
 
 /// Every place of the map, in its order there. `own` is where somebody finds what is theirs, with the ids that a path or query takes
-/// filled in by `{key}`; whoever fills in another's finds nothing there, or nothing of theirs.
+/// filled in by `{key}` and `{user}`; whoever fills in another's finds nothing there, or nothing of theirs.
 struct Row {
     method: &'static str,
     path: &'static str,
@@ -172,6 +198,23 @@ const TABLE: &[Row] = &[
     row("POST", "/register", &["/register"]),
     row("GET", "/link/{token}", &["/link/AAAA"]),
     row("POST", "/link/{token}", &["/link/AAAA"]),
+    row("GET", "/overview", &["/overview"]),
+    row("GET", "/keys", &["/keys", "/keys?after={key}"]),
+    row("POST", "/keys", &["/keys"]),
+    row("GET", "/keys/new", &["/keys/new"]),
+    row("GET", "/keys/{id}", &["/keys/{key}"]),
+    row("POST", "/keys/{id}/revoke", &["/keys/{key}/revoke"]),
+    row("GET", "/usage", &["/usage", "/usage?from=2026-11-01&to=2026-11-30", "/usage?key={key}"]),
+    row("GET", "/usage.csv", &["/usage.csv", "/usage.csv?key={key}"]),
+    row("GET", "/models", &["/models"]),
+    row("GET", "/credit", &["/credit", "/credit?before=999"]),
+    row("GET", "/start", &["/start"]),
+    row("GET", "/operator/people", &["/operator/people", "/operator/people?after={user}"]),
+    row("POST", "/operator/people", &["/operator/people"]),
+    row("GET", "/operator/people/{id}", &["/operator/people/{user}"]),
+    row("POST", "/operator/people/{id}/link", &["/operator/people/{user}/link"]),
+    row("POST", "/operator/people/{id}/change", &["/operator/people/{user}/change"]),
+    row("POST", "/operator/people/{id}/sign-out", &["/operator/people/{user}/sign-out"]),
     row("GET", "/settings", &["/settings", "/settings?done=password"]),
     row("POST", "/settings/password", &["/settings/password"]),
     row("POST", "/settings/sign-out-elsewhere", &["/settings/sign-out-elsewhere"]),
@@ -193,7 +236,7 @@ fn row_of(place: &Place) -> &'static Row {
 }
 
 fn filled(path: &str, person: &Person) -> String {
-    path.replace("{key}", &person.key_id)
+    path.replace("{key}", &person.key_id).replace("{user}", &person.user_id)
 }
 
 #[test]
@@ -276,7 +319,7 @@ async fn nobody_sees_or_touches_what_is_anothers() {
                 continue; // It is done to whoever asks.
             }
             let (status, to, page) = stage.ask(place.method, &path, Some(&stage.bea.token), &form).await;
-            if place.path.contains('{') && own.contains('{') {
+            if own.contains('{') {
                 assert_eq!(status, StatusCode::NOT_FOUND, "{} {path}: {page}", place.method);
             }
             for mark in &stage.ada.marks {
@@ -304,7 +347,17 @@ async fn state(stage: &Stage) -> String {
 async fn somebody_sees_what_is_theirs_on_a_small_page_without_inline_script_or_style() {
     /// Of a page and all that it loads.
     const BYTES_MAX: usize = 100 << 10;
+    let mut seen = 0;
     let stage = Stage::new().await;
+    // A busy month: whatever is bounded is full.
+    for day in 0..30 {
+        let of_model = |model: i64| UsageRecord {
+            model: format!("ada-a-model-with-a-long-name-{model}").into(),
+            cost: NanoUsd(123_456_789 * (model + 1)),
+            ..request(&stage.ada, NOW_MS - day * 86_400_000)
+        };
+        stage.store.settle(&(0..9).map(of_model).collect::<Vec<_>>(), None).await.unwrap();
+    }
     let map = map();
     for place in map.places().iter().filter(|place| place.method == "GET") {
         let token = if place.who == Who::Operator { &stage.operator } else { &stage.ada.token };
@@ -313,6 +366,8 @@ async fn somebody_sees_what_is_theirs_on_a_small_page_without_inline_script_or_s
             let (status, _, page) = stage.ask("GET", &path, Some(token), "").await;
             assert!(matches!(status, StatusCode::OK | StatusCode::SEE_OTHER), "{path}: {status} {page}");
             let mut bytes = page.len();
+            seen += page.matches("ada-").count();
+            assert!(!page.contains("hidden-provider"), "{path} tells who delivers");
             let assets: BTreeSet<_> = page.split('"').filter(|part| part.starts_with("/assets/")).collect();
             for asset in assets {
                 bytes += stage.ask("GET", asset, None, "").await.2.len();
@@ -322,5 +377,80 @@ async fn somebody_sees_what_is_theirs_on_a_small_page_without_inline_script_or_s
                 assert!(!page.contains(inline), "{path} has {inline}");
             }
         }
+    }
+    assert!(seen > 5, "Ada sees what is hers, or the other tests could not fail");
+}
+
+#[tokio::test]
+async fn an_operator_without_an_account_has_no_customers_pages() {
+    let stage = Stage::new().await;
+    let map = map();
+    for place in map.places().iter().filter(|place| place.who == Who::Customer) {
+        for own in row_of(place).own {
+            let (path, form) = (filled(own, &stage.ada), format!("csrf={}", stage.operator.forms_proof()));
+            let (status, _, page) = stage.ask(place.method, &path, Some(&stage.operator), &form).await;
+            assert_eq!(status, StatusCode::NOT_FOUND, "{} {path}: {page}", place.method);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_form_that_is_too_large_is_not_read() {
+    let stage = Stage::new().await;
+    let form = format!("csrf={}&name={}", stage.ada.token.forms_proof(), "x".repeat(70_000));
+    let (status, _, _) = stage.ask("POST", "/keys", Some(&stage.ada.token), &form).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    let (status, _, _) = stage.ask("POST", "/keys", Some(&stage.ada.token), "csrf=%FF%FE").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+/// The ids of the requests on a page of usage.
+fn requests_on(page: &str) -> Vec<String> {
+    page.split("<tr id=\"r-").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
+}
+
+/// Where a link with that text leads.
+fn link(page: &str, text: &str) -> Option<String> {
+    let before = page.split(&format!("\">{text}</a>")).next().filter(|before| before.len() < page.len())?;
+    Some(before.rsplit("href=\"").next()?.replace("&amp;", "&").replace("&#38;", "&"))
+}
+
+#[tokio::test]
+async fn pages_of_usage_meet_and_the_file_has_all_of_them() {
+    let stage = Stage::new().await;
+    let records: Vec<_> = (0..120).map(|at| request(&stage.ada, NOW_MS - 2_000 - at / 7)).collect();
+    stage.store.settle(&records, None).await.unwrap();
+    let token = Some(&stage.ada.token);
+    let (mut path, mut seen, mut pages) = ("/usage?model=demo".to_owned(), Vec::new(), 0);
+    loop {
+        let (_, _, page) = stage.ask("GET", &path, token, "").await;
+        seen.extend(requests_on(&page));
+        pages += 1;
+        match link(&page, "Older") {
+            Some(next) => path = next,
+            None => break,
+        }
+    }
+    let all: BTreeSet<_> = records.iter().map(|record| record.request_id.to_string()).collect();
+    assert_eq!((pages, seen.len()), (3, 120));
+    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), all);
+    let (_, _, file) = stage.ask("GET", "/usage.csv?model=demo", token, "").await;
+    assert_eq!(file.lines().count(), 121);
+    assert!(all.iter().all(|id| file.contains(id)) && !file.contains("hidden-provider"));
+    assert!(file.lines().nth(1).unwrap().contains("ada-key"), "{file}");
+}
+
+#[tokio::test]
+async fn usage_is_filtered_by_day_and_what_is_no_filter_is_refused() {
+    let stage = Stage::new().await;
+    let yesterday = request(&stage.ada, NOW_MS - 86_400_000);
+    stage.store.settle(&[yesterday], None).await.unwrap();
+    let token = Some(&stage.ada.token);
+    let on = async |query: &str| requests_on(&stage.ask("GET", &format!("/usage?{query}"), token, "").await.2).len();
+    assert_eq!((on("").await, on("from=2026-11-18").await, on("to=2026-11-17").await), (2, 1, 1));
+    assert_eq!(on("from=2026-11-17&to=2026-11-17&model=demo").await, 1);
+    for query in ["from=yesterday", "to=2026-13-01", "after=x", "after=1.x"] {
+        let (status, _, _) = stage.ask("GET", &format!("/usage?{query}"), token, "").await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{query}");
     }
 }
