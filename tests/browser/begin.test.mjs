@@ -63,8 +63,7 @@ test('a new key is gone when its page is loaded again, and is not made twice', a
   await page.reload();
   const shown = await page.content();
   assert.ok(!shown.includes(secret.slice(8)), 'a key is shown once');
-  assert.match(shown, /was sent before/);
-  await page.goto('/keys');
+  await go(page, 'Keys');
   const made = (await rowsOf(page, 'Your keys')).filter((row) => row.Name === 'reloaded');
   assert.equal(made.length, 1, 'one form makes one key');
 });

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { House, go, makeKey } from './house.mjs';
+import { House, OPERATORS, go, makeKey } from './house.mjs';
 import { inspect, inspectAt, inspectable } from './inspection.mjs';
 
 const LONG_NAME = 'production-batch-summariser-of-the-northern-region-with-a-name-that-nobody-would-type-twice';
@@ -112,7 +112,8 @@ test('pages of a customer who has done nothing yet', async (t) => {
 
 test('pages of the operator', async (t) => {
   const seen = await crawl(t, await house.operator(), '/', 'operator');
-  for (const path of ['/operator/people', '/operator/vouchers']) assert.ok(seen.has(path), path);
+  const own = ['accounts', 'people', 'vouchers', 'keys', 'revenue', 'providers', 'live', 'audit', 'configuration'];
+  for (const page of own) assert.ok(seen.has(`/operator/${page}`), page);
 });
 
 test('pages that answer forms', async (t) => {
@@ -134,17 +135,31 @@ test('pages that answer forms', async (t) => {
     assert.equal(await page.getByLabel('Budget, USD').inputValue(), 'much', 'what was typed is kept');
   });
   await each('new vouchers', async () => {
-    await go(page, 'Vouchers');
+    await go(page, 'Vouchers', OPERATORS);
     await page.getByLabel('How many').fill('20');
     await page.getByRole('button', { name: 'Make vouchers' }).click();
     await page.locator('pre.codes').waitFor();
   });
   await each('an invitation', async () => {
-    await go(page, 'People');
+    await go(page, 'People', OPERATORS);
     await page.getByLabel('E-mail address').fill('bea@example.com');
     await page.getByLabel("Account's id").fill(house.ada.accountId);
     await page.getByRole('button', { name: 'Invite' }).click();
     await page.locator('#link').waitFor();
+  });
+  await each('an account refused', async () => {
+    await go(page, 'Accounts', OPERATORS);
+    await page.getByLabel('Name', { exact: true }).fill('Ada and sons');
+    await page.getByLabel('Credit in USD').fill('much');
+    await page.getByRole('button', { name: 'Make it' }).click();
+    await page.getByRole('alert').waitFor();
+    assert.equal(await page.getByLabel('Name', { exact: true }).inputValue(), 'Ada and sons', 'what was typed is kept');
+  });
+  await each('an account with an invitation', async () => {
+    await page.getByLabel('Credit in USD').fill('5');
+    await page.getByLabel('E-mail address to invite').fill('cay@example.com');
+    await page.getByRole('button', { name: 'Make it' }).click();
+    await page.locator('#invitation-link').waitFor();
   });
   await each('a voucher refused', async () => {
     await go(page, 'Plan');

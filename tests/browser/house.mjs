@@ -171,10 +171,15 @@ export const takeInvitation = async (page, url, password = PASSWORD) => {
   await page.getByRole('button', { name: 'Sign out', exact: true }).waitFor();
 };
 
-// A link of the navigation.
-export const go = async (page, label) => {
-  await page.getByRole('navigation').getByRole('link', { name: label, exact: true }).click();
+// A link of the navigation: of the customer's, unless it is to be the operators'.
+export const OPERATORS = "Operator's pages";
+export const go = async (page, label, navigation = 'Pages') => {
+  await page.getByRole('navigation', { name: navigation, exact: true }).getByRole('link', { name: label, exact: true }).click();
 };
+
+// The figure of a card.
+export const figureOf = (page, label) =>
+  page.locator('.card', { has: page.getByText(label, { exact: true }) }).locator('.figure').first().innerText();
 
 // A key of that name, made on the page; the secret, which stands there.
 export const makeKey = async (page, name) => {

@@ -14,11 +14,12 @@ use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
 use super::offer::{Offer, offers};
+use super::shown::usd;
 use crate::admin::sale::{self, SaleError};
 use crate::admin::stripe::{self, StripeError};
 use crate::config::{Snapshot, StripeConfig};
 use crate::relay::auth::VoucherCode;
-use crate::relay::meter::{NanoUsd, rfc3339};
+use crate::relay::meter::rfc3339;
 use crate::relay::refusal::Cause;
 use crate::relay::route::Plan;
 use crate::relay::stripe::{Back, CheckoutOf};
@@ -69,11 +70,6 @@ struct Month {
     to: String,
     plan: String,
     price: String,
-}
-
-pub(super) fn usd(amount: NanoUsd) -> String {
-    let text = amount.to_string();
-    text.strip_prefix('-').map_or_else(|| format!("${text}"), |magnitude| format!("-${magnitude}"))
 }
 
 pub(super) fn day(at_ms: i64) -> String {
