@@ -20,6 +20,7 @@ mod links;
 mod map;
 mod models;
 mod offer;
+mod once;
 mod operator;
 mod overview;
 mod password;
@@ -49,6 +50,7 @@ use crate::store::Store;
 use self::answer::{Answer, Refused};
 use self::guard::SignedIn;
 use self::map::Map;
+use self::once::Sent;
 use self::operator::Looks;
 use self::password::Passwords;
 
@@ -61,6 +63,7 @@ struct Inner {
     store: Store,
     process: Arc<dyn Process>,
     passwords: Passwords,
+    sent: Sent,
     looks: Looks,
 }
 
@@ -72,6 +75,7 @@ impl Dashboard {
             store: store.clone(),
             process,
             passwords: Passwords::new(),
+            sent: Sent::default(),
             looks: Looks::default(),
         }))
     }
@@ -95,6 +99,11 @@ impl Dashboard {
 
     fn passwords(&self) -> &Passwords {
         &self.0.passwords
+    }
+
+    /// The forms that were sent.
+    fn sent(&self) -> &Sent {
+        &self.0.sent
     }
 
     fn now_ms(&self) -> i64 {

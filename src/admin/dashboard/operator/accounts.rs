@@ -9,6 +9,7 @@ use crate::admin::dashboard::form::{Asked, Fields, Form};
 use crate::admin::dashboard::guard::Operator;
 use crate::admin::dashboard::layout::Frame;
 use crate::admin::dashboard::map::Map;
+use crate::admin::dashboard::once::{self, Turn};
 use crate::admin::{require_plan, value};
 use crate::relay::meter::NanoUsd;
 use crate::relay::refusal::Cause;
@@ -30,6 +31,8 @@ struct AccountsPage {
     /// What was typed, where it was refused; and why.
     typed: Typed,
     wrong: String,
+    /// The form's own number, so that it makes one account.
+    once: String,
 }
 
 #[derive(Default)]
@@ -79,6 +82,7 @@ async fn accounts_page(
         plans: account::plans(&who.dashboard),
         typed,
         wrong,
+        once: once::new()?,
     })
 }
 
@@ -113,11 +117,16 @@ async fn create(operator: Operator, Form(form): Form) -> Answer {
     {
         return refused(&operator, &form, "E-mail: somebody has this address already.".to_owned()).await;
     }
+    let working = match who.dashboard.sent().take(&who.user, &form) {
+        Turn::First(working) => working,
+        Turn::Again(path) => return Ok(see_other(if path.is_empty() { PATH } else { &path })),
+    };
     let now_ms = who.now_ms();
     let account = who.store.create_account(&new.name, plan, now_ms).await?;
     if let Some(amount) = new.credit {
         who.store.credit(&account.id, amount, None, now_ms).await?;
     }
+    working.done(&format!("{PATH}/{}", account.id));
     who.dashboard.process().store_changed().await;
     match new.email {
         Some(email) => {
