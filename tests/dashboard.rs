@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::json;
-use support::browser::form;
+use support::browser::{form, hidden};
 use support::{Browser, Connection, Manager, Relay, Request, Reserved, Setup, until};
 
 const PASSWORD: &str = "correct horse battery";
@@ -152,7 +152,7 @@ fn a_form_from_elsewhere_does_nothing() {
     let house = House::new("");
     let account = house.relay.account("free", "0");
     let mut browser = house.person("ada@example.com", "customer", &account.id);
-    let proof = support::browser::hidden(&browser.open("/settings").text(), "csrf").unwrap();
+    let proof = hidden(&browser.open("/settings").text(), "csrf").unwrap();
     let own = format!("http://{}", house.port.address);
     let attempt = |proof: &str, headers: &[(&str, &str)]| {
         let request = form("/settings/sign-out-elsewhere", &[("csrf", proof)]);
@@ -245,10 +245,18 @@ fn a_key_is_made_shown_once_used_seen_and_revoked() {
     let house = House::new("");
     let account = house.relay.account("free", "1");
     let mut browser = house.person("ada@example.com", "customer", &account.id);
-    browser.open("/keys/new");
-    let made = browser.send("/keys", &[("name", "laptop"), ("rpm", "7"), ("budget", "0.50"), ("models", "demo")]);
+    let once = hidden(&browser.open("/keys/new").text(), "once").unwrap();
+    let typed = [("name", "laptop"), ("rpm", "7"), ("budget", "0.50"), ("models", "demo"), ("once", once.as_str())];
+    let made = browser.send("/keys", &typed);
     assert_eq!(made.status, 200, "{}", made.text());
     let key = key_in(&made.text());
+    let again = browser.send("/keys", &typed);
+    assert!(
+        again.status == 200 && !again.text().contains("tg_live_"),
+        "loaded again it makes no other: {}",
+        again.text()
+    );
+    assert_eq!(house.relay.cli_json(&["key", "list", "--account", &account.id]).as_array().unwrap().len(), 1);
     assert!(made.text().contains(&format!("http://{}/v1", house.relay.http)), "the snippets have the base URL");
     assert!(made.text().contains("Python") && made.text().contains("Node"));
 
@@ -278,6 +286,25 @@ fn a_key_is_made_shown_once_used_seen_and_revoked() {
         entries.as_array().unwrap().iter().map(|entry| (&entry["action"], &entry["actor_name"])).collect();
     let ada = json!("ada@example.com");
     assert_eq!(told, [(&json!("key.revoke"), &ada), (&json!("key.create"), &ada)]);
+}
+
+#[test]
+fn an_account_makes_itself_so_many_keys_and_no_more() {
+    let house = House::new("keys_per_account_max = 2");
+    let account = house.relay.account("free", "1");
+    let mut browser = house.person("ada@example.com", "customer", &account.id);
+    for name in ["a", "b"] {
+        browser.open("/keys/new");
+        assert_eq!(browser.send("/keys", &[("name", name)]).status, 200);
+    }
+    browser.open("/keys/new");
+    let refused = browser.send("/keys", &[("name", "c")]);
+    assert!(refused.status == 400 && refused.text().contains("may have 2"), "{}", refused.text());
+    let id = key_id_in(&browser.open("/keys").text());
+    browser.open(&format!("/keys/{id}"));
+    browser.send(&format!("/keys/{id}/revoke"), &[]);
+    browser.open("/keys/new");
+    assert_eq!(browser.send("/keys", &[("name", "c")]).status, 200);
 }
 
 #[test]

@@ -28,6 +28,9 @@ pub(super) fn read(value: &Value<'_>) -> Option<DashboardConfig> {
     if let Some(plan) = table.optional("starting_plan").and_then(|value| value.string()) {
         dashboard.starting_plan = plan.into();
     }
+    if let Some(keys) = table.optional("keys_per_account_max").and_then(|value| value.count()) {
+        dashboard.keys_per_account_max = keys;
+    }
     set_hours(&table, "session_hours_max", &mut dashboard.session_max);
     set_hours(&table, "session_idle_hours_max", &mut dashboard.session_idle_max);
     table.finish();

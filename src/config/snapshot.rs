@@ -108,6 +108,8 @@ pub struct DashboardConfig {
     pub starting_credit: NanoUsd,
     /// The plan of such an account.
     pub starting_plan: Box<str>,
+    /// How many good keys an account may have that makes them itself: limits of plans are each key's.
+    pub keys_per_account_max: u32,
     /// How long somebody stays signed in, whatever they do.
     pub session_max: Duration,
     /// How long somebody who does nothing stays signed in.
@@ -122,6 +124,7 @@ impl Default for DashboardConfig {
             registration: false,
             starting_credit: NanoUsd(0),
             starting_plan: "free".into(),
+            keys_per_account_max: 50,
             session_max: Duration::from_secs(30 * 24 * 3_600),
             session_idle_max: Duration::from_secs(24 * 3_600),
         }

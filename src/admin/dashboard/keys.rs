@@ -9,6 +9,7 @@ use super::guard::Customer;
 use super::key_form::KeyForm;
 use super::layout::Frame;
 use super::map::Map;
+use super::once::{self, Turn};
 use super::shown::{Moment, count, usd};
 use super::start::Snippets;
 use crate::admin::create_key;
@@ -16,8 +17,6 @@ use crate::relay::refusal::Cause;
 use crate::store::{Key, KeyStatus, NewKey};
 
 const ROWS: u32 = 50;
-/// How many good keys an account may have that makes them itself.
-const KEYS_MAX: usize = 200;
 
 pub(super) fn map(map: Map) -> Map {
     map.page("/keys", list)
@@ -91,24 +90,27 @@ struct NewKeyPage {
     plan: String,
     plans_rpm: String,
     form: KeyForm,
+    /// The form's own number, so that it makes one key.
+    once: String,
 }
 
-fn new_key_page(customer: &Customer, form: KeyForm) -> NewKeyPage {
+fn new_key_page(customer: &Customer, form: KeyForm) -> Result<NewKeyPage, Refused> {
     let snapshot = customer.who.dashboard.snapshot();
     let plan = snapshot.catalogue.plan(&customer.account.plan);
-    NewKeyPage {
+    Ok(NewKeyPage {
         frame: Frame::of(&customer.who, "New key", "/keys"),
         plan: customer.account.plan.clone(),
         plans_rpm: plan.map(|plan| count(plan.requests_per_minute.into())).unwrap_or_default(),
         form,
-    }
+        once: once::new()?,
+    })
 }
 
 async fn form(customer: Customer) -> Answer {
     let snapshot = customer.who.dashboard.snapshot();
     let plan = snapshot.catalogue.plan(&customer.account.plan);
     let form = KeyForm::new(&Fields::default(), &snapshot.catalogue, plan.map(|plan| &**plan));
-    page(&new_key_page(&customer, form))
+    page(&new_key_page(&customer, form)?)
 }
 
 #[derive(Template)]
@@ -125,17 +127,27 @@ async fn create(customer: Customer, Form(typed): Form) -> Answer {
     let plan = snapshot.catalogue.plan(&customer.account.plan).map(|plan| &**plan);
     let mut form = KeyForm::new(&typed, &snapshot.catalogue, plan);
     let Some((name, terms)) = form.read(&typed, plan, now_ms) else {
-        return page_as(Cause::InvalidValue, &new_key_page(&customer, form));
+        return page_as(Cause::InvalidValue, &new_key_page(&customer, form)?);
+    };
+    let working = match who.dashboard.sent().take(&who.user, &typed) {
+        Turn::First(working) => working,
+        Turn::Again(path) => return Ok(see_other(if path.is_empty() { "/keys" } else { &path })),
     };
     let account_id = customer.account.id.clone();
     let keys = who.store.keys(Some(&account_id)).await?;
-    if keys.iter().filter(|key| key.status_at(now_ms) == KeyStatus::Active).count() >= KEYS_MAX {
-        form.refuse("name", "You have 200 keys that are good. Revoke one that you do not need.");
-        return page_as(Cause::InvalidValue, &new_key_page(&customer, form));
+    let active = keys.iter().filter(|key| key.status_at(now_ms) == KeyStatus::Active).count();
+    let most = snapshot.dashboard.keys_per_account_max;
+    if u32::try_from(active).map_or(true, |active| active >= most) {
+        form.refuse(
+            "name",
+            &format!("You have {active} keys that are good, and may have {most}. Revoke one that you do not need."),
+        );
+        return page_as(Cause::InvalidValue, &new_key_page(&customer, form)?);
     }
     let first_model = terms.models.as_ref().and_then(|models| models.first().cloned());
     let new = NewKey { account_id, name, terms };
     let (key, secret) = create_key(&who.store, &new, now_ms).await?;
+    working.done(&format!("/keys/{}", key.id));
     who.dashboard.process().store_changed().await;
     let model = first_model.or_else(|| super::key_form::allowed_models(&snapshot.catalogue, plan).next());
     let (base_url, model) = (snapshot.api_url(), model.unwrap_or_default());

@@ -9,7 +9,7 @@
 
 mod answer;
 mod assets;
-pub mod chart;
+mod chart;
 mod credit;
 mod form;
 mod guard;
@@ -20,6 +20,8 @@ mod links;
 mod map;
 mod models;
 mod offer;
+mod once;
+mod operator;
 mod overview;
 mod password;
 mod people;
@@ -48,6 +50,8 @@ use crate::store::Store;
 use self::answer::{Answer, Refused};
 use self::guard::SignedIn;
 use self::map::Map;
+use self::once::Sent;
+use self::operator::Looks;
 use self::password::Passwords;
 
 /// What the pages work on.
@@ -59,12 +63,21 @@ struct Inner {
     store: Store,
     process: Arc<dyn Process>,
     passwords: Passwords,
+    sent: Sent,
+    looks: Looks,
 }
 
 impl Dashboard {
     /// A dashboard over that configuration and store.
     pub fn new(live: Arc<Live>, store: &Store, process: Arc<dyn Process>) -> Self {
-        Self(Arc::new(Inner { live, store: store.clone(), process, passwords: Passwords::new() }))
+        Self(Arc::new(Inner {
+            live,
+            store: store.clone(),
+            process,
+            passwords: Passwords::new(),
+            sent: Sent::default(),
+            looks: Looks::default(),
+        }))
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -80,8 +93,17 @@ impl Dashboard {
         &*self.0.process
     }
 
+    fn looks(&self) -> &Looks {
+        &self.0.looks
+    }
+
     fn passwords(&self) -> &Passwords {
         &self.0.passwords
+    }
+
+    /// The forms that were sent.
+    fn sent(&self) -> &Sent {
+        &self.0.sent
     }
 
     fn now_ms(&self) -> i64 {
@@ -112,6 +134,7 @@ fn map() -> Map {
         .with(people::map)
         .with(plan::map)
         .with(vouchers::map)
+        .with(operator::map)
 }
 
 /// Where somebody begins.

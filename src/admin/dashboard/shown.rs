@@ -2,18 +2,28 @@
 
 use crate::relay::meter::{NanoUsd, rfc3339};
 
-/// Exact, with the currency's sign.
+const CENT: i64 = 10_000_000;
+
+/// Exact, with the currency's sign and a comma between thousands.
 pub(super) fn usd(amount: NanoUsd) -> String {
+    let sign = if amount.0 < 0 { "-" } else { "" };
     let text = amount.to_string();
-    match text.strip_prefix('-') {
-        Some(magnitude) => format!("-${magnitude}"),
-        None => format!("${text}"),
-    }
+    let (dollars, fraction) = text.trim_start_matches('-').split_once('.').unwrap_or((&text, "00"));
+    format!("{sign}${}.{fraction}", thousands(dollars))
+}
+
+/// To the cent, never more than there is, from a dollar on; exact below.
+pub(super) fn usd_figure(amount: NanoUsd) -> String {
+    let is_small = amount.0.unsigned_abs() < 100 * CENT.unsigned_abs();
+    usd(if is_small { amount } else { NanoUsd(amount.0.div_euclid(CENT).saturating_mul(CENT)) })
 }
 
 /// With a comma between thousands.
 pub(super) fn count(number: u64) -> String {
-    let digits = number.to_string();
+    thousands(&number.to_string())
+}
+
+fn thousands(digits: &str) -> String {
     let mut shown = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
@@ -63,8 +73,11 @@ mod tests {
 
     #[test]
     fn amounts_counts_and_times_as_people_read_them() {
-        let amounts = [1_500_000_000, -250_000_000, 1].map(|nano| usd(NanoUsd(nano)));
-        assert_eq!(amounts, ["$1.50", "-$0.25", "$0.000000001"]);
+        let exact = [1_500_000_000, -250_000_000, 1, -1_234_567_000_000_000].map(|nano| usd(NanoUsd(nano)));
+        assert_eq!(exact, ["$1.50", "-$0.25", "$0.000000001", "-$1,234,567.00"]);
+        let figures = [1_135_559_403_300, 999_999_999, -1_001_000_000].map(|nano| usd_figure(NanoUsd(nano)));
+        assert_eq!(figures, ["$1,135.55", "$0.999999999", "-$1.01"]);
+        assert_eq!(usd_figure(NanoUsd(i64::MIN)), "-$9,223,372,036.854775808", "there is no cent below");
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([1, 2_000].map(requests), ["1 request", "2,000 requests"]);
         let moment = Moment::of(1_795_000_000_123);

@@ -14,6 +14,8 @@ use crate::relay::refusal::Cause;
 use crate::store::{Key, UsageFilter, UsagePosition, day_begins_ms};
 
 const ROWS: u32 = 50;
+/// How many keys can be chosen here, the latest. Those before are chosen on their own pages.
+const KEYS_SHOWN_MAX: usize = 50;
 const DAY_MS: i64 = 86_400_000;
 
 pub(super) fn map(map: Map) -> Map {
@@ -121,7 +123,7 @@ async fn show(customer: Customer, Asked(asked): Asked) -> Answer {
     let keys = who.store.keys(Some(&customer.account.id)).await?;
     page(&UsagePage {
         frame: Frame::of(who, "Usage", "/usage"),
-        keys: keys.iter().rev().map(|key| key_choice(key, &filter.key)).collect(),
+        keys: key_choices(&keys, &filter.key),
         models: model_choices(&customer, &filter.model),
         requests: requests(sum.requests),
         cost: usd(sum.cost),
@@ -141,8 +143,12 @@ async fn csv(customer: Customer, Asked(asked): Asked) -> Answer {
     Ok(usage_csv::download(customer.who.store.clone(), filter.filter, keys))
 }
 
-fn key_choice(key: &Key, chosen: &str) -> Choice {
-    Choice { value: key.id.clone(), label: key.name.clone(), is_chosen: key.id == chosen }
+/// The latest keys, and the one that was chosen.
+fn key_choices(keys: &[Key], chosen: &str) -> Vec<Choice> {
+    let latest = keys.iter().rev().enumerate();
+    let shown = latest.filter(|(place, key)| *place < KEYS_SHOWN_MAX || key.id == chosen);
+    let choice = |key: &Key| Choice { value: key.id.clone(), label: key.name.clone(), is_chosen: key.id == chosen };
+    shown.map(|(_, key)| choice(key)).collect()
 }
 
 /// The models that there are, and the one that was chosen, which may be there no more.

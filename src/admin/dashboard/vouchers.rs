@@ -8,6 +8,7 @@ use super::form::{Asked, Fields, Form};
 use super::guard::Operator;
 use super::layout::Frame;
 use super::map::Map;
+use super::once::{self, Turn};
 use super::plan::day;
 use super::shown::usd;
 use crate::admin::sale::{self, VOUCHERS_MAX, VoucherError};
@@ -38,6 +39,8 @@ struct VouchersPage {
     count: String,
     expires: String,
     note: String,
+    /// The form's own number, so that it makes one batch.
+    once: String,
     batches: Vec<Row>,
     /// Where older ones are; empty where there are none.
     older: String,
@@ -88,6 +91,7 @@ async fn vouchers_page(
         count: text("count", "1"),
         expires: text("expires", ""),
         note: text("note", ""),
+        once: once::new()?,
         older: batches.last().filter(|_| has_more).map(|last| format!("{PATH}?before={}", last.id)).unwrap_or_default(),
         batches: batches.iter().map(|batch| row(batch, who.now_ms())).collect(),
     })
@@ -122,6 +126,10 @@ async fn create(operator: Operator, Form(form): Form) -> Answer {
             return page_as(Cause::InvalidValue, &again);
         }
     };
+    let working = match who.dashboard.sent().take(&who.user, &form) {
+        Turn::First(working) => working,
+        Turn::Again(_) => return Ok(see_other(PATH)),
+    };
     let (batch, codes) = match sale::create_vouchers(&who.store, &new, count, who.now_ms()).await {
         Ok(made) => made,
         Err(VoucherError::Store(error)) => return Err(error.into()),
@@ -129,6 +137,7 @@ async fn create(operator: Operator, Form(form): Form) -> Answer {
             return Err(Refused::Because(Cause::InternalError, "The system gives no random bytes."));
         }
     };
+    working.done(PATH);
     page(&made_page(&operator, &batch, &codes))
 }
 
