@@ -50,11 +50,11 @@ pub struct CreditDocument {
     /// Its place in the ledger.
     seq: i64,
     account_id: String,
-    /// `grant`, or `correction` where the amount is negative.
+    /// `grant`; where the amount is negative, `correction`, or `fee` for a plan's month.
     #[schema(value_type = String)]
     kind: &'static str,
     amount_nano_usd: i64,
-    /// What the operator wrote beside it.
+    /// What the operator wrote beside it, or what it was for.
     #[schema(required)]
     note: Option<String>,
     #[schema(format = DateTime)]
@@ -217,15 +217,16 @@ pub struct AuditDocument {
     id: String,
     #[schema(format = DateTime)]
     at: String,
-    /// `user`, `cli`, `admin-token` or `relay`.
+    /// `user`, `cli`, `admin-token`, `stripe` or `relay`.
     actor_kind: String,
     /// For `user`, the e-mail address; for `cli`, the Unix user's name.
     #[schema(required)]
     actor_name: Option<String>,
-    /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `user.create`, `user.update`,
-    /// `user.password` or `user.link`.
+    /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `subscription.start`,
+    /// `subscription.renew`, `subscription.change`, `subscription.end`, `voucher.create`, `voucher.revoke`, `voucher.redeem`,
+    /// `payment.grant`, `payment.take_back`, `user.create`, `user.update`, `user.password` or `user.link`.
     action: String,
-    /// `account`, `key` or `user`.
+    /// `account`, `key`, `voucher-batch` or `user`.
     subject_kind: String,
     subject_id: String,
     /// What changed, as it was; null where there was nothing.

@@ -10,6 +10,9 @@ mod health;
 mod operation;
 pub mod people;
 mod providers;
+pub mod sale;
+mod sale_document;
+pub mod stripe;
 pub mod value;
 
 pub use document::{
@@ -18,3 +21,6 @@ pub use document::{
 };
 pub use health::{Behind, Readiness};
 pub use operation::{KeyError, UnknownPlan, create_key, require_plan};
+pub use sale_document::{
+    CreatedVouchersDocument, PeriodDocument, PlanDocument, SubscriptionDocument, VoucherBatchDocument,
+};

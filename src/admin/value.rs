@@ -9,6 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::{format_description, time};
 use time::{Date, OffsetDateTime};
 
+use super::sale::VOUCHER_AMOUNT_MAX;
 use crate::relay::meter::{NanoUsd, parse_nano_usd};
 
 const NAME_CHARACTERS_MAX: usize = 200;
@@ -52,6 +53,14 @@ pub fn budget(text: &str) -> Result<NanoUsd, &'static str> {
     match parse_nano_usd(text) {
         Some(nano) if nano >= 0 => Ok(NanoUsd(nano)),
         _ => Err("must be decimal USD, 0 or more, with at most 9 places after the point, as 25.00"),
+    }
+}
+
+/// What a voucher is worth: decimal USD, more than 0.
+pub fn voucher_amount(text: &str) -> Result<NanoUsd, &'static str> {
+    match parse_nano_usd(text) {
+        Some(nano) if nano > 0 && NanoUsd(nano) <= VOUCHER_AMOUNT_MAX => Ok(NanoUsd(nano)),
+        _ => Err("must be decimal USD, more than 0 and at most 1000, with at most 9 places after the point, as 10.00"),
     }
 }
 

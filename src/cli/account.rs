@@ -32,7 +32,7 @@ enum Action {
     },
     /// All accounts
     List,
-    /// One account, with its grants and corrections
+    /// One account, with its grants, corrections and fees
     Show { id: String },
     /// Add to an account's balance, or take from it
     Credit {
@@ -44,7 +44,7 @@ enum Action {
         #[arg(long, value_parser = value::name)]
         note: Option<String>,
     },
-    /// Put an account on another plan
+    /// Put an account that has no subscription on another plan
     Plan {
         id: String,
         /// A plan of the configuration

@@ -8,13 +8,16 @@ mod audit_log;
 mod check;
 mod key;
 mod output;
+mod plan;
 mod process;
 mod quickstart;
 mod serve;
 mod store;
+mod subscription;
 mod usage;
 mod user;
 mod value;
+mod voucher;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +59,12 @@ enum Command {
     Account(account::Account),
     /// API keys
     Key(key::Key),
+    /// The plans of the configuration, and what they cost
+    Plan(plan::Plan),
+    /// Accounts' plans by the month
+    Subscription(subscription::Subscription),
+    /// Credit for whoever has a code
+    Voucher(voucher::Voucher),
     /// People who sign in to the dashboard
     User(user::User),
     /// What was used and what it cost
@@ -100,6 +109,9 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(&common),
         Command::Account(command) => command.run(&common),
         Command::Key(command) => command.run(&common),
+        Command::Plan(command) => command.run(&common),
+        Command::Subscription(command) => command.run(&common),
+        Command::Voucher(command) => command.run(&common),
         Command::User(command) => command.run(&common),
         Command::Usage(command) => command.run(&common),
         Command::Audit(command) => command.run(&common),

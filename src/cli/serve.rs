@@ -33,6 +33,9 @@ impl Serve {
             return Ok(ExitCode::SUCCESS);
         }
         let loaded = config::load(&path, Providers::All).map_err(|mistakes| Failure::of_mistakes(&mistakes))?;
+        for why in &loaded.left_out {
+            tracing::warn!("{why}");
+        }
         let live = Arc::new(Live::new(path, Providers::All, loaded));
         let runtime = process::runtime()?;
         let store = process::open_store(&runtime, &live.load().store.url)?;

@@ -6,6 +6,7 @@ use toml::de::DeTable;
 
 use super::mistake::{Mistakes, Place};
 use super::model::{self, ModelRow};
+use super::payment::{self, Payment};
 use super::plan::{self, PlanRow};
 use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
@@ -34,6 +35,7 @@ pub(super) struct Draft {
     pub(super) admin: Single<Secret>,
     pub(super) dashboard: Single<DashboardConfig>,
     pub(super) telemetry: Single<Option<TracesConfig>>,
+    pub(super) payment: Single<Payment>,
     pub(super) plans: Vec<Row<PlanRow>>,
     pub(super) providers: Vec<Row<ProviderRow>>,
     pub(super) models: Vec<Row<ModelRow>>,
@@ -103,6 +105,7 @@ impl Draft {
         self.admin.read(root.optional("admin"), settings::admin);
         self.dashboard.read(root.optional("dashboard"), dashboard::read);
         self.telemetry.read(root.optional("telemetry"), telemetry::read);
+        self.payment.read(root.optional("payment"), payment::read);
         if let Some(shared) = root.optional("shared") {
             settings::shared(&shared);
         }

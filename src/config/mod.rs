@@ -17,6 +17,7 @@ mod listen;
 mod live;
 mod mistake;
 mod model;
+mod payment;
 mod plan;
 mod price;
 mod provider;
@@ -42,7 +43,7 @@ pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
 pub use snapshot::{
     BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot,
-    StoreConfig, TracesConfig,
+    StoreConfig, StripeConfig, TracesConfig,
 };
 
 /// Which of the providers that are written down must be usable.
@@ -103,7 +104,9 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let admin_token = std::mem::take(&mut draft.admin).into_content();
     let dashboard = std::mem::take(&mut draft.dashboard).into_content().unwrap_or_default();
     let traces = std::mem::take(&mut draft.telemetry).into_content().flatten();
-    let (catalogue, left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
+    let payment = std::mem::take(&mut draft.payment).into_content().unwrap_or_default();
+    let (catalogue, mut left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
+    left_out.extend(payment.left_out);
     let Reading { mistakes, files, .. } = reading;
     let files = files.into_inner();
     if !mistakes.is_empty() {
@@ -119,6 +122,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
         admin_token,
         dashboard,
         traces,
+        stripe: payment.stripe,
         catalogue,
         files: files_read,
     };

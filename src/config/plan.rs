@@ -2,7 +2,9 @@
 
 use super::draft::Row;
 use super::mistake::Place;
+use super::price;
 use super::reader::{Table, Value};
+use crate::relay::meter::NanoUsd;
 use crate::relay::route::Plan;
 
 /// A plan as written; the models that it names are looked for when all files have been read.
@@ -11,6 +13,10 @@ pub(super) struct PlanRow {
     pub(super) tokens_per_minute: Option<u64>,
     pub(super) concurrent_requests: Option<u32>,
     pub(super) models: Option<Vec<(Box<str>, Place)>>,
+    pub(super) price: Option<NanoUsd>,
+    pub(super) stripe_price: Option<Box<str>>,
+    /// Where it is marked as the default.
+    pub(super) default: Option<Place>,
 }
 
 impl PlanRow {
@@ -21,6 +27,9 @@ impl PlanRow {
             tokens_per_minute: self.tokens_per_minute,
             concurrent_requests: self.concurrent_requests,
             models: self.models.map(|models| models.into_iter().map(|(id, _)| id).collect()),
+            price: self.price,
+            stripe_price: self.stripe_price,
+            is_default: self.default.is_some(),
         }
     }
 }
@@ -42,12 +51,33 @@ fn content(table: &Table<'_>) -> Option<PlanRow> {
         .map_or(Some(None), |value| Some(Some(value.number(1..=u64::from(u32::MAX))?)));
     let concurrent = table.optional("concurrent_requests").map_or(Some(None), |value| Some(Some(value.count()?)));
     let models = table.optional("models").map_or(Some(None), |value| Some(Some(models(&value)?)));
+    let price = table.optional("price_usd").map_or(Some(None), |value| Some(Some(price::monthly(&value)?)));
+    let stripe = table.optional("stripe_price").map_or(Some(None), |value| Some(Some(stripe_price(&value)?)));
+    let default = table.optional("default").map_or(Some(None), |value| is_default(&value));
     Some(PlanRow {
         requests_per_minute: requests?,
         tokens_per_minute: tokens?,
         concurrent_requests: concurrent?,
         models: models?,
+        price: price?,
+        stripe_price: stripe?,
+        default: default?,
     })
+}
+
+/// An id of Stripe's travels in forms and is compared with what it sends.
+fn stripe_price(value: &Value<'_>) -> Option<Box<str>> {
+    let id = value.string()?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if !id.starts_with("price_") || id.len() > 255 || !id.bytes().all(plain) {
+        return value
+            .refuse("is no price of Stripe's; write the id that its dashboard shows, which begins with price_");
+    }
+    Some(id.into())
+}
+
+fn is_default(value: &Value<'_>) -> Option<Option<Place>> {
+    Some(value.boolean()?.then(|| value.place().clone()))
 }
 
 fn models(value: &Value<'_>) -> Option<Vec<(Box<str>, Place)>> {

@@ -1,7 +1,7 @@
 //! Prices, and what providers charge, as they are written: decimal strings in USD per million tokens, read exactly.
 
 use super::reader::{Table, Value};
-use crate::relay::meter::{Price, PriceTier, Rates};
+use crate::relay::meter::{NanoUsd, Price, PriceTier, Rates};
 
 /// The dearest rate that is believed, in USD per million tokens; more is a slip of the decimal point.
 const RATE_USD_MAX: u64 = 1_000_000;
@@ -102,6 +102,20 @@ fn tier(item: &Value<'_>, base: &Named, highest: &mut u64) -> Option<PriceTier> 
     let named = Named::read(&table);
     table.finish();
     Some(PriceTier { prompt_tokens_above: bound?, rates: named?.or(base).rates()? })
+}
+
+/// Reads what a plan costs a month: whole cents, for nobody can pay less.
+pub(super) fn monthly(value: &Value<'_>) -> Option<NanoUsd> {
+    const MEND: &str = r#"write USD a month, such as "9" or "9.50""#;
+    const CENT: u64 = NANO_USD_PER_USD / 100;
+    if !value.is_string() {
+        return value.refuse(format_args!("must be a string, not {}; {MEND}", value.type_name()));
+    }
+    match nano_usd(value.string()?) {
+        Ok(nano) if nano % CENT == 0 => i64::try_from(nano).ok().map(NanoUsd),
+        Ok(_) => value.refuse(format_args!("has parts of a cent; {MEND}")),
+        Err(_) => value.refuse(format_args!("is no amount; {MEND}")),
+    }
 }
 
 /// Reads one rate, in nano-USD per million tokens.

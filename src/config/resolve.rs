@@ -24,9 +24,21 @@ pub(super) fn catalogue(draft: Draft, providers: Providers, mistakes: &Mistakes)
 }
 
 fn resolve_plans(rows: Vec<Row<PlanRow>>, models: &[Row<ModelRow>], mistakes: &Mistakes) -> Vec<Arc<Plan>> {
-    let mut plans = Vec::with_capacity(rows.len());
-    for Row { name, content, .. } in rows {
+    let mut plans: Vec<Arc<Plan>> = Vec::with_capacity(rows.len());
+    for Row { name, place, content } in rows {
         let Some(content) = content else { continue };
+        if let Some(place) = &content.default
+            && let Some(other) = plans.iter().find(|plan| plan.is_default)
+        {
+            mistakes
+                .report(place, format!("plan.default: {:?} is the default already; mark one plan only", other.name));
+        }
+        if let Some(price) = &content.stripe_price
+            && let Some(other) = plans.iter().find(|plan| plan.stripe_price.as_ref() == Some(price))
+        {
+            let what = format!("plan.stripe_price: is the price of {:?} too; each plan has one of its own", other.name);
+            mistakes.report(&place, what);
+        }
         for (id, place) in content.models.iter().flatten() {
             if !models.iter().any(|model| model.name == *id) {
                 let what =

@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub dashboard: DashboardConfig,
     /// Where traces go, if there are to be any. Begun once, at the start.
     pub traces: Option<TracesConfig>,
+    /// How customers pay by Stripe, if they may.
+    pub stripe: Option<StripeConfig>,
     /// Models, providers and plans.
     pub catalogue: Catalogue,
     /// Every file that was read for it: the configuration, what it includes, secrets, certificates.
@@ -256,6 +258,19 @@ pub struct TracesConfig {
     pub propagate: bool,
     /// `service.name`.
     pub service_name: Box<str>,
+}
+
+/// `[payment.stripe]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StripeConfig {
+    /// What Stripe knows the operator by.
+    pub secret_key: Secret,
+    /// What Stripe signs its events with.
+    pub webhook_secret: Secret,
+    /// Where its API is, without a slash at the end.
+    pub base_url: Box<str>,
+    /// The amounts of credit that customers can buy, in whole USD, rising.
+    pub top_up_usd: Vec<u32>,
 }
 
 /// A part of a whole, in millionths of it.

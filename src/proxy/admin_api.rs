@@ -10,6 +10,7 @@ use super::Shared;
 use super::failed_logins::Failed;
 use crate::admin::api::{self, Api, ConfigStatus, Moment, Process};
 use crate::admin::dashboard::{self, Dashboard};
+use crate::admin::stripe::{self, Webhook};
 use crate::admin::{Behind, Readiness};
 
 /// The routes of `listen.admin`.
@@ -19,7 +20,10 @@ pub(super) fn api_routes(shared: &Arc<Shared>) -> Router {
 
 /// The routes of `listen.dashboard`.
 pub(super) fn dashboard_routes(shared: &Arc<Shared>) -> Router {
-    dashboard::router(Dashboard::new(Arc::clone(&shared.live), &shared.store, Arc::new(Here(Arc::clone(shared)))))
+    let here: Arc<dyn Process> = Arc::new(Here(Arc::clone(shared)));
+    let webhook = Webhook::new(Arc::clone(&shared.live), &shared.store, Arc::clone(&here));
+    // What Stripe tells comes from outside, and the dashboard is what is reached from there.
+    stripe::routes(webhook).merge(dashboard::router(Dashboard::new(Arc::clone(&shared.live), &shared.store, here)))
 }
 
 /// This process, as they see it.

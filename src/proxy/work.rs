@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::clock::Clock;
 use super::demo::Demo;
@@ -22,6 +23,7 @@ use super::server::ServeError;
 use super::stage::Stage;
 use super::{Shared, memory, settle};
 use crate::admin::api::ConfigStatus;
+use crate::admin::sale;
 use crate::billing;
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
@@ -32,9 +34,12 @@ use crate::telemetry::{AccessLog, Metrics, TraceWriter, Traces, Writer};
 /// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
 const AUDIT_EVERY: Duration = Duration::from_secs(600);
 
+/// How often subscriptions are looked at that may be due.
+const RENEW_EVERY: Duration = Duration::from_secs(60);
+
 /// All of it, at work.
 pub(super) struct Work {
-    background: [JoinHandle<()>; 5],
+    background: [JoinHandle<()>; 6],
     desk: Ending,
     billing: Ending,
     trace_writer: Option<TraceWriter>,
@@ -99,7 +104,8 @@ impl Work {
             runtime.spawn(async move { keyring.follow().await }),
             runtime.spawn(memory::watch(Arc::clone(&shared.memory), Arc::clone(&live))),
             runtime.spawn(config::watch(live, move || reloading.reloading(), reloaded)),
-            runtime.spawn(audit(store, metrics)),
+            runtime.spawn(audit(store.clone(), metrics)),
+            runtime.spawn(renew(store, Arc::clone(&shared))),
             runtime.spawn(watch_for_upgrades(Launcher::new(upgrade), Arc::clone(&shared))),
         ];
         let billing = Ending::begin(runtime, |told| worker.run(told, observe));
@@ -212,6 +218,20 @@ async fn audit(store: Store, metrics: Arc<Metrics>) {
         match store.audit().await {
             Ok(differences) => metrics.ledger_drift.set(drift(&differences)),
             Err(error) => tracing::warn!(%error, "the ledger could not be audited"),
+        }
+    }
+}
+
+/// Renews subscriptions that are due, and ends those that are over. While a process is replaced, both do: each period is renewed once.
+async fn renew(store: Store, shared: Arc<Shared>) {
+    let mut turns = tokio::time::interval(RENEW_EVERY);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        match sale::renew_due(&store, &shared.live.load().catalogue, shared.clock.unix_ms()).await {
+            Ok(0) => {}
+            Ok(renewed) => tracing::info!(renewed, "subscriptions that were due are renewed or have ended"),
+            Err(error) => tracing::warn!(%error, "the store cannot be asked which subscriptions are due"),
         }
     }
 }

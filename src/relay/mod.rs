@@ -10,4 +10,5 @@ pub mod meter;
 pub mod refusal;
 pub mod route;
 pub mod sse;
+pub mod stripe;
 pub mod webhook;

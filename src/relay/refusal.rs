@@ -66,6 +66,12 @@ causes! {
     AccountNotFound => 404, "invalid_request_error", "account_not_found";
     /// There is no such key; of the admin API.
     KeyNotFound => 404, "invalid_request_error", "key_not_found";
+    /// The account has no subscription; of the admin API.
+    SubscriptionNotFound => 404, "invalid_request_error", "subscription_not_found";
+    /// There is no such batch of vouchers; of the admin API.
+    VoucherBatchNotFound => 404, "invalid_request_error", "voucher_batch_not_found";
+    /// The code is no voucher's; of the admin API.
+    VoucherNotFound => 404, "invalid_request_error", "voucher_not_found";
     /// There is nothing at this path.
     UnknownUrl => 404, "invalid_request_error", "unknown_url";
     /// The path is right, the method is not.
@@ -76,6 +82,16 @@ causes! {
     IdempotencyAnswerTooLarge => 409, "invalid_request_error", "idempotency_answer_too_large";
     /// A request with this `Idempotency-Key` was answered, and its answer had to make room.
     IdempotencyAnswerDropped => 409, "invalid_request_error", "idempotency_answer_dropped";
+    /// The account has a subscription, which is to be changed instead; of the admin API.
+    Subscribed => 409, "invalid_request_error", "subscribed";
+    /// The subscription is changed where it is paid; of the admin API.
+    PaidAtStripe => 409, "invalid_request_error", "paid_at_stripe";
+    /// The voucher was redeemed before; of the admin API.
+    VoucherUsed => 409, "invalid_request_error", "voucher_used";
+    /// The voucher's time is over; of the admin API.
+    VoucherExpired => 409, "invalid_request_error", "voucher_expired";
+    /// The voucher was taken back; of the admin API.
+    VoucherRevoked => 409, "invalid_request_error", "voucher_revoked";
     /// The client took too long to send its request.
     RequestTimeout => 408, "invalid_request_error", "request_timeout";
     /// The body is larger than the relay takes.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::change::Counter;
 use super::trail::{Action, Deed};
-use super::{Store, StoreError};
+use super::{Store, StoreError, subscription};
 use crate::relay::meter::NanoUsd;
 
 /// A customer.
@@ -51,11 +51,11 @@ pub struct AccountChange<'a> {
 pub struct Credit {
     /// Its place in the ledger.
     pub seq: i64,
-    /// Whether it gave or took back.
+    /// Whether it gave, took back, or paid for a plan.
     pub kind: CreditKind,
-    /// Positive for a grant, negative for a correction.
+    /// Positive for a grant, negative for a correction and a fee.
     pub amount: NanoUsd,
-    /// What the operator wrote beside it.
+    /// What the operator wrote beside it, or what it was for.
     pub note: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub created_at_ms: i64,
@@ -68,6 +68,8 @@ pub enum CreditKind {
     Grant,
     /// Money that was taken back.
     Correction,
+    /// What a plan cost.
+    Fee,
 }
 
 impl CreditKind {
@@ -76,6 +78,7 @@ impl CreditKind {
         match self {
             CreditKind::Grant => "grant",
             CreditKind::Correction => "correction",
+            CreditKind::Fee => "fee",
         }
     }
 
@@ -119,8 +122,12 @@ impl From<AccountRow> for Account {
 
 impl From<CreditRow> for Credit {
     fn from((seq, kind, nano, note, created_at_ms): CreditRow) -> Self {
-        // The table takes no other kinds.
-        let kind = if kind == CreditKind::Correction.name() { CreditKind::Correction } else { CreditKind::Grant };
+        let kind = match &*kind {
+            "correction" => CreditKind::Correction,
+            "fee" => CreditKind::Fee,
+            // The table takes no other kinds.
+            _ => CreditKind::Grant,
+        };
         Self { seq, kind, amount: NanoUsd(nano), note, created_at_ms }
     }
 }
@@ -225,12 +232,12 @@ impl Store {
         Ok(Credited { credit, account, is_repeat: false })
     }
 
-    /// An account's grants and corrections, newest first.
+    /// An account's grants, corrections and fees, newest first.
     pub async fn credits(&self, id: &str) -> Result<Vec<Credit>, StoreError> {
         self.credits_before(id, i64::MAX, u32::MAX).await
     }
 
-    /// At most `limit` of an account's grants and corrections, newest first, from before that place in the ledger.
+    /// At most `limit` of an account's grants, corrections and fees, newest first, from before that place in the ledger.
     pub async fn credits_before(&self, id: &str, seq: i64, limit: u32) -> Result<Vec<Credit>, StoreError> {
         let rows: Vec<CreditRow> = sqlx::query_as(select_credit!(
             "WHERE account_id = $1 AND kind <> 'usage' AND seq < $2 ORDER BY seq DESC LIMIT $3"
@@ -243,7 +250,7 @@ impl Store {
         Ok(rows.into_iter().map(Credit::from).collect())
     }
 
-    /// Puts an account on another plan. Answers with the account as it is then.
+    /// Puts an account that has no subscription on another plan. Answers with the account as it is then.
     pub async fn set_plan(&self, id: &str, plan: &str, now_ms: i64) -> Result<Account, StoreError> {
         self.update_account(id, &AccountChange { plan: Some(plan), ..AccountChange::default() }, now_ms).await
     }
@@ -272,6 +279,11 @@ impl Store {
         if after == before {
             return Ok(before);
         }
+        if after.plan != before.plan
+            && let Some(subscription) = subscription::live(&mut transaction, id).await?
+        {
+            return Err(StoreError::Subscribed { plan: subscription.plan });
+        }
         sqlx::query("UPDATE accounts SET name = $1, plan = $2, active = $3, version = $4 WHERE id = $5")
             .bind(&after.name)
             .bind(&after.plan)
@@ -294,6 +306,36 @@ fn what_differs(of: &Account, from: &Account) -> Value {
         [("name", &*of.name, &*from.name), ("plan", &*of.plan, &*from.plan), ("status", of.status(), from.status())];
     let differing = fields.into_iter().filter(|(_, one, other)| one != other);
     Value::Object(differing.map(|(name, one, _)| (name.to_owned(), one.into())).collect::<Map<_, _>>())
+}
+
+/// Moves an account's money in a transaction of which that is a part, and gives the entry and the balance then. Neither the limits
+/// of what the account has nor the trail is looked after here.
+pub(super) async fn move_money(
+    connection: &mut SqliteConnection,
+    id: &str,
+    kind: CreditKind,
+    (amount, note): (NanoUsd, &str),
+    now_ms: i64,
+) -> Result<(Credit, NanoUsd), StoreError> {
+    let seq = Counter::LedgerSeq.advance(connection, 1).await?;
+    let before = find(connection, id).await?;
+    let balance = before.balance.0.checked_add(amount.0).map(NanoUsd).ok_or(StoreError::AmountTooLarge)?;
+    let credit = Credit { seq, kind, amount, note: Some(note.to_owned()), created_at_ms: now_ms };
+    enter(connection, id, &credit).await?;
+    set_balance(connection, id, balance, seq).await?;
+    Ok((credit, balance))
+}
+
+/// Puts an account on that plan, in a transaction of which that is a part.
+pub(super) async fn move_plan(connection: &mut SqliteConnection, id: &str, plan: &str) -> Result<(), StoreError> {
+    let version = Counter::Version.advance(connection, 1).await?;
+    sqlx::query("UPDATE accounts SET plan = $1, version = $2 WHERE id = $3 AND plan <> $1")
+        .bind(plan)
+        .bind(version)
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Writes a credit into the ledger.

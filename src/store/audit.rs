@@ -44,6 +44,10 @@ pub enum DifferenceKind {
     AccountMissing,
     /// Entries name a key that is not there.
     KeyMissing,
+    /// A month of a plan was paid from credit, and the ledger has no fee for it.
+    FeeMissing,
+    /// A voucher was redeemed, and the ledger has not its credit.
+    VoucherMissing,
     /// Batches of a relay's spool never came; what they held is not known.
     SpoolGap,
     /// A request is in the ledger, and in the spool it runs still and holds credit.
@@ -65,6 +69,8 @@ impl DifferenceKind {
             DifferenceKind::UsageDay => "usage_day",
             DifferenceKind::AccountMissing => "account_missing",
             DifferenceKind::KeyMissing => "key_missing",
+            DifferenceKind::FeeMissing => "fee_missing",
+            DifferenceKind::VoucherMissing => "voucher_missing",
             DifferenceKind::SpoolGap => "spool_gap",
             DifferenceKind::HoldSettled => "hold_settled",
             DifferenceKind::HoldUnreadable => "hold_unreadable",
@@ -123,6 +129,20 @@ const CHECKS: &[(DifferenceKind, &str)] = &[
         "SELECT e.key_id, CAST(NULL AS BIGINT), CAST(-SUM(e.amount_nano_usd) AS BIGINT) FROM ledger_entries e \
          WHERE e.key_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM api_keys k WHERE k.id = e.key_id) \
          GROUP BY e.key_id ORDER BY e.key_id",
+    ),
+    (
+        DifferenceKind::FeeMissing,
+        "SELECT p.subscription_id || '.' || CAST(p.period AS TEXT), p.price_nano_usd, CAST(NULL AS BIGINT) \
+         FROM subscription_periods p JOIN subscriptions s ON s.id = p.subscription_id WHERE p.seq IS NOT NULL \
+         AND NOT EXISTS (SELECT 1 FROM ledger_entries e WHERE e.seq = p.seq AND e.kind = 'fee' \
+         AND e.account_id = s.account_id) ORDER BY p.subscription_id, p.period",
+    ),
+    (
+        DifferenceKind::VoucherMissing,
+        "SELECT v.batch_id || ' of ' || v.account_id, b.amount_nano_usd, e.amount_nano_usd FROM vouchers v \
+         JOIN voucher_batches b ON b.id = v.batch_id LEFT JOIN ledger_entries e ON e.seq = v.seq \
+         WHERE v.redeemed_at_ms IS NOT NULL AND (e.seq IS NULL OR e.kind <> 'grant' \
+         OR e.account_id <> v.account_id OR e.amount_nano_usd <> b.amount_nano_usd) ORDER BY v.batch_id, v.digest",
     ),
     (
         DifferenceKind::SpoolGap,
@@ -216,7 +236,9 @@ async fn check(
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{Fixture, record};
+    use super::super::{NewVouchers, Offer, PaidBy};
     use super::*;
+    use crate::relay::auth::KeyDigest;
 
     /// What the audit finds after a change behind the ledger's back.
     async fn found_after(sql: &'static str) -> Vec<(DifferenceKind, Option<i64>, Option<i64>)> {
@@ -296,6 +318,26 @@ mod tests {
             assert_eq!(all[..of_series.len()], of_series, "{sql}");
             assert_eq!(all.len(), of_series.len() * if both { 3 } else { 1 }, "{sql}: {all:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn fees_and_vouchers_without_their_entries_are_found() {
+        let fixture = Fixture::with_credit("5").await;
+        let (store, id) = (&fixture.store, &fixture.account_id);
+        let offer = Offer { plan: "pro", price: NanoUsd(30) };
+        store.subscribe(id, offer, PaidBy::Credit, None, 2_000).await.unwrap();
+        let code = KeyDigest([3; 32]);
+        let new = NewVouchers { amount: NanoUsd(40), note: None, expires_at_ms: None };
+        store.create_vouchers(&new, &[code], 2_000).await.unwrap();
+        store.redeem_voucher(id, Some(&code), 2_000).await.unwrap();
+        assert_eq!(store.audit().await.unwrap(), []);
+        let doctored = "UPDATE ledger_entries SET kind = 'correction' WHERE kind = 'fee'; \
+             UPDATE voucher_batches SET amount_nano_usd = 41";
+        sqlx::raw_sql(doctored).execute(&store.pool).await.unwrap();
+        let found = store.audit().await.unwrap();
+        let found: Vec<_> = found.iter().map(|found| (found.kind, found.stored, found.derived)).collect();
+        let fee = (DifferenceKind::FeeMissing, Some(NanoUsd(30)), None);
+        assert_eq!(found, [fee, (DifferenceKind::VoucherMissing, Some(NanoUsd(41)), Some(NanoUsd(40)))]);
     }
 
     #[tokio::test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use sqlx::migrate::MigrateError;
 use thiserror::Error;
 
+use crate::relay::meter::NanoUsd;
+
 /// Why the store could not do what it was asked. The messages are for the operator; no key or digest stands in them.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -67,6 +69,47 @@ pub enum StoreError {
     /// The caller's mistake: the same Idempotency-Key stands for another amount or note.
     #[error("this Idempotency-Key was used with another amount or note")]
     CreditKeyReused,
+    /// The caller's mistake: the account's plan is a subscription's, and changes with that.
+    #[error("the account has a subscription to the plan {plan:?}; change, cancel or end that")]
+    Subscribed {
+        /// The plan that it has.
+        plan: String,
+    },
+    /// The caller's mistake: the account has no subscription that has not ended.
+    #[error("the account {0:?} has no subscription")]
+    NotSubscribed(String),
+    /// The caller's mistake: the subscription is paid at Stripe, and changes there first.
+    #[error("the subscription is paid at Stripe; change or cancel it there, or end it")]
+    PaidAtStripe,
+    /// The customer's trouble: what is to be paid is more than the balance.
+    #[error("{needed} USD are needed and the balance is {balance} USD")]
+    NotEnoughCredit {
+        /// What is to be paid.
+        needed: NanoUsd,
+        /// What there is.
+        balance: NanoUsd,
+    },
+    /// The caller's mistake: there is no such batch of vouchers.
+    #[error("there is no batch of vouchers {0:?}; `tollgate voucher list` shows them")]
+    UnknownVoucherBatch(String),
+    /// The customer's mistake: the code is no voucher's.
+    #[error("this is no voucher's code; look whether it is typed as it was given")]
+    UnknownVoucher,
+    /// The customer's mistake: the voucher was redeemed before.
+    #[error("this voucher was redeemed before")]
+    VoucherUsed,
+    /// The voucher's time is over.
+    #[error("this voucher has expired")]
+    VoucherExpired,
+    /// The operator took the voucher back.
+    #[error("this voucher was taken back")]
+    VoucherRevoked,
+    /// The customer tried too many codes that were no voucher's.
+    #[error("too many codes were wrong; try again later")]
+    TooManyVouchers {
+        /// When the next try is heard. Milliseconds from now.
+        retry_after_ms: i64,
+    },
     /// A row holds what this program never writes.
     #[error("the store is damaged: {what} of {id:?} cannot be read")]
     Damaged {

@@ -1,4 +1,5 @@
-//! Accounts, keys, ledger and usage at rest, the people who sign in, who changed what of them, and what requests with an `Idempotency-Key` were answered.
+//! Accounts, keys, ledger, usage, subscriptions and vouchers at rest, the people who sign in, who changed what of them, and what
+//! requests with an `Idempotency-Key` were answered.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
 //! well (numbered placeholders, shared types, of upserts only `ON CONFLICT`), so that several nodes can share a store
@@ -22,11 +23,15 @@ mod key;
 mod ledger;
 mod open;
 mod people;
+mod period;
 mod rollup;
 mod spool;
+mod stripe;
+mod subscription;
 mod totals;
 mod trail;
 mod usage;
+mod voucher;
 
 pub use account::{Account, AccountChange, Credit, CreditKind, Credited};
 pub use audit::{Difference, DifferenceKind};
@@ -37,9 +42,12 @@ pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
 pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
+pub use stripe::{StripeOutcome, StripePlans};
+pub use subscription::{Offer, PaidBy, Period, Renewal, Subscription, SubscriptionChange};
 pub use totals::{By, DayTotal, GroupPage, UsageTotal, day_begins_ms, day_name, day_number, day_number_of};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
 pub use usage::{UsageFilter, UsagePosition};
+pub use voucher::{NewVouchers, VoucherBatch};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 

@@ -12,6 +12,7 @@ use sqlx::{Connection, SqliteConnection, SqlitePool};
 
 use super::StoreError;
 
+/// In the order of their numbers.
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
 
 /// How long a writer waits for another, in this process or the next.

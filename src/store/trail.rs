@@ -20,6 +20,8 @@ pub enum Actor {
     Cli(Arc<str>),
     /// Whoever knows the admin API's token.
     AdminToken,
+    /// Stripe, by a signed event.
+    Stripe,
     /// Somebody who is signed in: their e-mail address.
     User(Arc<str>),
 }
@@ -31,6 +33,7 @@ impl Actor {
             Actor::Relay => "relay",
             Actor::Cli(_) => "cli",
             Actor::AdminToken => "admin-token",
+            Actor::Stripe => "stripe",
             Actor::User(_) => "user",
         }
     }
@@ -39,7 +42,7 @@ impl Actor {
     pub fn name(&self) -> Option<&str> {
         match self {
             Actor::Cli(name) | Actor::User(name) => Some(name),
-            Actor::Relay | Actor::AdminToken => None,
+            Actor::Relay | Actor::AdminToken | Actor::Stripe => None,
         }
     }
 }
@@ -55,10 +58,11 @@ pub struct AuditEntry {
     pub actor_kind: String,
     /// [`Actor::name`].
     pub actor_name: Option<String>,
-    /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `user.create`, `user.update`,
-    /// `user.password` or `user.link`.
+    /// `account.create`, `account.update`, `account.credit`, `key.create`, `key.revoke`, `subscription.start`,
+    /// `subscription.renew`, `subscription.change`, `subscription.end`, `voucher.create`, `voucher.revoke`, `voucher.redeem`,
+    /// `payment.grant`, `payment.take_back`, `user.create`, `user.update`, `user.password` or `user.link`.
     pub action: String,
-    /// `account`, `key` or `user`.
+    /// `account`, `key`, `voucher-batch` or `user`.
     pub subject_kind: String,
     /// Its id.
     pub subject_id: String,
@@ -107,6 +111,15 @@ pub(super) enum Action {
     AccountCredit,
     KeyCreate,
     KeyRevoke,
+    SubscriptionStart,
+    SubscriptionRenew,
+    SubscriptionChange,
+    SubscriptionEnd,
+    VoucherCreate,
+    VoucherRevoke,
+    VoucherRedeem,
+    PaymentGrant,
+    PaymentTakeBack,
     UserCreate,
     UserUpdate,
     UserPassword,
@@ -121,6 +134,15 @@ impl Action {
             Action::AccountCredit => "account.credit",
             Action::KeyCreate => "key.create",
             Action::KeyRevoke => "key.revoke",
+            Action::SubscriptionStart => "subscription.start",
+            Action::SubscriptionRenew => "subscription.renew",
+            Action::SubscriptionChange => "subscription.change",
+            Action::SubscriptionEnd => "subscription.end",
+            Action::VoucherCreate => "voucher.create",
+            Action::VoucherRevoke => "voucher.revoke",
+            Action::VoucherRedeem => "voucher.redeem",
+            Action::PaymentGrant => "payment.grant",
+            Action::PaymentTakeBack => "payment.take_back",
             Action::UserCreate => "user.create",
             Action::UserUpdate => "user.update",
             Action::UserPassword => "user.password",
@@ -130,8 +152,18 @@ impl Action {
 
     fn subject_kind(self) -> &'static str {
         match self {
-            Action::AccountCreate | Action::AccountUpdate | Action::AccountCredit => "account",
             Action::KeyCreate | Action::KeyRevoke => "key",
+            Action::VoucherCreate | Action::VoucherRevoke => "voucher-batch",
+            Action::AccountCreate
+            | Action::AccountUpdate
+            | Action::AccountCredit
+            | Action::SubscriptionStart
+            | Action::SubscriptionRenew
+            | Action::SubscriptionChange
+            | Action::SubscriptionEnd
+            | Action::VoucherRedeem
+            | Action::PaymentGrant
+            | Action::PaymentTakeBack => "account",
             Action::UserCreate | Action::UserUpdate | Action::UserPassword | Action::UserLink => "user",
         }
     }

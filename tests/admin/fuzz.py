@@ -41,7 +41,7 @@ def document(admin):
     request = urllib.request.Request(f"{admin}/admin/v1/openapi.json", headers={"authorization": f"Bearer {TOKEN}"})
     read = json.load(urllib.request.urlopen(request))
     schemas = read["components"]["schemas"]
-    for name in "NewAccount", "AccountPatch":
+    for name in "NewAccount", "AccountPatch", "NewSubscription", "SubscriptionPatch":
         schemas[name]["properties"]["plan"]["enum"] = ["open"]
     schemas["KeyRequest"]["properties"]["allow_ip"]["items"]["enum"] = ["127.0.0.1", "203.0.113.0/24", "2001:db8::/32"]
     return read

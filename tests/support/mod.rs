@@ -16,6 +16,7 @@ pub mod manager;
 pub mod nginx;
 pub mod relay;
 pub mod setup;
+pub mod stripe;
 pub mod tls;
 pub mod upstream;
 pub mod upstream_h2;

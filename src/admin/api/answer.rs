@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
+use crate::admin::sale::{SaleError, VoucherError};
 use crate::admin::{KeyError, UnknownPlan};
 use crate::relay::refusal::{Cause, Refusal};
 use crate::store::StoreError;
@@ -49,6 +50,21 @@ impl From<StoreError> for Refused {
             StoreError::CreditKeyReused => {
                 Self(Refusal::new(Cause::IdempotencyKeyReused, error.to_string()).param("Idempotency-Key"))
             }
+            StoreError::UnknownVoucherBatch(_) => {
+                Self(Refusal::new(Cause::VoucherBatchNotFound, "There is no batch of vouchers of this id.").param("id"))
+            }
+            StoreError::TooManyVouchers { retry_after_ms } => {
+                let refusal = Refusal::new(Cause::TooManyFailedAttempts, error.to_string());
+                Self(refusal.retry_after_ms(retry_after_ms.unsigned_abs()))
+            }
+            StoreError::Subscribed { .. }
+            | StoreError::NotSubscribed(_)
+            | StoreError::PaidAtStripe
+            | StoreError::NotEnoughCredit { .. }
+            | StoreError::UnknownVoucher
+            | StoreError::VoucherUsed
+            | StoreError::VoucherExpired
+            | StoreError::VoucherRevoked => Self(Refusal::new(of_sale(&error), error.to_string())),
             StoreError::Damaged { .. } => {
                 tracing::error!(%error, "the admin API could not be answered from the store");
                 Self(Refusal::new(Cause::InternalError, "The store is damaged there; the log says where."))
@@ -58,6 +74,40 @@ impl From<StoreError> for Refused {
                 let refusal = Refusal::new(Cause::StoreUnavailable, "The store cannot be reached at the moment.");
                 Self(refusal.retry_after_ms(1_000))
             }
+        }
+    }
+}
+
+/// What is refused of subscriptions and vouchers in the store's own words.
+fn of_sale(error: &StoreError) -> Cause {
+    match error {
+        StoreError::Subscribed { .. } => Cause::Subscribed,
+        StoreError::NotSubscribed(_) => Cause::SubscriptionNotFound,
+        StoreError::PaidAtStripe => Cause::PaidAtStripe,
+        StoreError::NotEnoughCredit { .. } => Cause::InsufficientCredits,
+        StoreError::UnknownVoucher => Cause::VoucherNotFound,
+        StoreError::VoucherUsed => Cause::VoucherUsed,
+        StoreError::VoucherExpired => Cause::VoucherExpired,
+        StoreError::VoucherRevoked => Cause::VoucherRevoked,
+        _ => Cause::InternalError,
+    }
+}
+
+impl From<SaleError> for Refused {
+    fn from(error: SaleError) -> Self {
+        match error {
+            SaleError::Store(error) => error.into(),
+            SaleError::Plan(error) => error.into(),
+            error @ (SaleError::NotForSale(_) | SaleError::NoPlans) => Self::value("plan", error),
+        }
+    }
+}
+
+impl From<VoucherError> for Refused {
+    fn from(error: VoucherError) -> Self {
+        match error {
+            VoucherError::Store(error) => error.into(),
+            VoucherError::Entropy => Self(Refusal::new(Cause::InternalError, error.to_string())),
         }
     }
 }
@@ -151,16 +201,22 @@ pub(super) enum Refusals {
     /// The token is missing or wrong
     #[response(status = 401)]
     Token(ErrorDocument),
+    /// The account has not the credit
+    #[response(status = 402)]
+    Credit(ErrorDocument),
     /// There is no such thing, or no admin API
     #[response(status = 404)]
     Absent(ErrorDocument),
     /// The request took too long to arrive
     #[response(status = 408)]
     Slow(ErrorDocument),
+    /// It is not such that this could be done to it
+    #[response(status = 409)]
+    Conflict(ErrorDocument),
     /// The body is larger than 1 MiB
     #[response(status = 413)]
     Large(ErrorDocument),
-    /// Too many wrong tokens came from this address
+    /// Too many wrong tokens came from this address, or too many wrong codes of this account
     #[response(status = 429)]
     Guessing(ErrorDocument),
     /// A fault of the relay

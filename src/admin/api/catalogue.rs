@@ -8,9 +8,10 @@ use utoipa::ToSchema;
 use super::Api;
 use super::answer::{Answer, Page, Refusals, Refused, json};
 use super::input::{Listing, Query, unknown_cursor};
+use crate::admin::PlanDocument;
 use crate::admin::providers::{ProviderDocument, providers as all_providers};
 use crate::relay::meter::{NanoUsd, PriceTier, Rates};
-use crate::relay::route::{Model, Plan, Target};
+use crate::relay::route::{Model, Target};
 
 /// A model as it is sold.
 #[derive(Debug, Serialize, ToSchema)]
@@ -61,24 +62,6 @@ struct TargetDocument {
     tier: u32,
 }
 
-/// The limits of an account's keys, where a key has none of its own. Null is no limit.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Plan)]
-struct PlanDocument {
-    name: String,
-    /// Requests in any 60 seconds.
-    requests_per_minute: u32,
-    /// Tokens in any 60 seconds.
-    #[schema(required)]
-    tokens_per_minute: Option<u64>,
-    /// Requests at once.
-    #[schema(required)]
-    concurrent_requests: Option<u32>,
-    /// The only models that may be used.
-    #[schema(required)]
-    models: Option<Vec<String>>,
-}
-
 impl From<&Model> for ModelDocument {
     fn from(model: &Model) -> Self {
         Self {
@@ -123,19 +106,6 @@ impl From<&Target> for TargetDocument {
     }
 }
 
-impl From<&Plan> for PlanDocument {
-    fn from(plan: &Plan) -> Self {
-        let models = plan.models.as_ref();
-        Self {
-            name: plan.name.to_string(),
-            requests_per_minute: plan.requests_per_minute,
-            tokens_per_minute: plan.tokens_per_minute,
-            concurrent_requests: plan.concurrent_requests,
-            models: models.map(|models| models.iter().map(ToString::to_string).collect()),
-        }
-    }
-}
-
 /// Models, in the order of the configuration
 #[utoipa::path(
     get, path = "/models", operation_id = "list_models", tag = "catalogue", params(Listing),
@@ -156,8 +126,8 @@ pub(super) async fn plans(State(api): State<Api>, Query(asked): Query<Listing>) 
     let snapshot = api.snapshot();
     let catalogue = &snapshot.catalogue;
     let plans = catalogue.plan_names().into_iter().filter_map(|name| catalogue.plan(name));
-    let rows = plans.map(|plan| PlanDocument::from(&**plan)).collect();
-    json(StatusCode::OK, &page(rows, &asked, |plan| &plan.name)?)
+    let rows = plans.map(|plan| PlanDocument::new(catalogue, plan)).collect();
+    json(StatusCode::OK, &page(rows, &asked, |plan: &PlanDocument| &plan.name)?)
 }
 
 /// Providers and their health, in the order of the configuration
@@ -171,7 +141,7 @@ pub(super) async fn providers(State(api): State<Api>, Query(asked): Query<Listin
 }
 
 /// A page of rows that are all at hand; what each is called is unique among them.
-fn page<T>(mut rows: Vec<T>, asked: &Listing, name: impl Fn(&T) -> &str) -> Result<Page<T>, Refused> {
+pub(super) fn page<T>(mut rows: Vec<T>, asked: &Listing, name: impl Fn(&T) -> &str) -> Result<Page<T>, Refused> {
     let limit = asked.limit()?;
     if let Some(after) = &asked.after {
         let place = rows.iter().position(|row| name(row) == after).ok_or_else(unknown_cursor)?;

@@ -16,9 +16,11 @@ mod gate;
 mod input;
 mod keys;
 mod status;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod vouchers;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -132,6 +134,12 @@ fn admin_routes() -> OpenApiRouter<Api> {
         .routes(routes!(keys::list_of_account, keys::create))
         .routes(routes!(keys::list))
         .routes(routes!(keys::show, keys::revoke))
+        .routes(routes!(subscriptions::list))
+        .routes(routes!(subscriptions::show, subscriptions::create, subscriptions::update, subscriptions::end))
+        .routes(routes!(subscriptions::periods))
+        .routes(routes!(vouchers::list, vouchers::create))
+        .routes(routes!(vouchers::show, vouchers::revoke))
+        .routes(routes!(vouchers::redeem))
         .routes(routes!(usage::usage))
         .routes(routes!(catalogue::models))
         .routes(routes!(catalogue::plans))

@@ -70,6 +70,19 @@ impl From<StoreError> for Refused {
             StoreError::AmountTooLarge => {
                 Self::Because(Cause::InvalidValue, "The balance would pass the largest amount that can be kept.")
             }
+            StoreError::UnknownVoucherBatch(_) => Self::nothing_here(),
+            StoreError::Subscribed { .. } => {
+                Self::Because(Cause::Subscribed, "The account has a plan by the month; change, cancel or end that.")
+            }
+            StoreError::NotSubscribed(_) => {
+                Self::Because(Cause::SubscriptionNotFound, "The account has no plan by the month.")
+            }
+            StoreError::PaidAtStripe => {
+                Self::Because(Cause::PaidAtStripe, "The plan is paid by card; change it at Stripe.")
+            }
+            StoreError::NotEnoughCredit { .. } => {
+                Self::Because(Cause::InsufficientCredits, "The account has not the credit for that.")
+            }
             error => {
                 tracing::error!(%error, "the dashboard could not be answered from the store");
                 Self::Because(Cause::StoreUnavailable, "The store cannot be reached at the moment. Try again.")
@@ -131,6 +144,16 @@ fn status_of(cause: Cause) -> StatusCode {
     StatusCode::from_u16(cause.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// Lets the forms of a page lead to those origins too, after a redirect.
+pub(super) fn with_forms_to(mut answer: Response, origins: &[&str]) -> Response {
+    let forms = origins.iter().map(|origin| format!(" {origin}")).collect::<String>();
+    let policy = CONTENT_SECURITY_POLICY.replace("form-action 'self'", &format!("form-action 'self'{forms}"));
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    answer
+}
+
 /// Shows another page in place of this one.
 pub(super) fn see_other(path: &str) -> Response {
     let to = HeaderValue::from_str(path).unwrap_or(HeaderValue::from_static("/"));
@@ -149,8 +172,9 @@ pub(super) fn own_path(text: &str) -> Option<&str> {
 pub(super) async fn guarded(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    let policy = HeaderValue::from_static(CONTENT_SECURITY_POLICY);
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(policy);
     for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "same-origin"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),

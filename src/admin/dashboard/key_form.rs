@@ -201,6 +201,9 @@ mod tests {
             tokens_per_minute: None,
             concurrent_requests: Some(2),
             models: None,
+            price: None,
+            stripe_price: None,
+            is_default: false,
         }
     }
 

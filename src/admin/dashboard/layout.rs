@@ -23,10 +23,12 @@ const NAVIGATION: &[Entry] = &[
     entry(Who::Customer, "Keys", "/keys"),
     entry(Who::Customer, "Usage", "/usage"),
     entry(Who::Customer, "Models", "/models"),
-    entry(Who::Customer, "Plan & credit", "/credit"),
+    entry(Who::Customer, "Credit", "/credit"),
+    entry(Who::Customer, "Plan", "/plan"),
     entry(Who::Customer, "Quick start", "/start"),
     entry(Who::SignedIn, "Account", "/settings"),
     entry(Who::Operator, "People", "/operator/people"),
+    entry(Who::Operator, "Vouchers", "/operator/vouchers"),
 ];
 
 /// A link of the navigation, as a template has it.

@@ -19,10 +19,12 @@ mod layout;
 mod links;
 mod map;
 mod models;
+mod offer;
 mod once;
 mod overview;
 mod password;
 mod people;
+mod plan;
 mod settings;
 mod shown;
 mod sign_in;
@@ -32,6 +34,7 @@ mod start;
 mod tests;
 mod usage;
 mod usage_csv;
+mod vouchers;
 
 use std::sync::Arc;
 
@@ -121,6 +124,8 @@ fn map() -> Map {
         .with(start::map)
         .with(settings::map)
         .with(people::map)
+        .with(plan::map)
+        .with(vouchers::map)
 }
 
 /// Where somebody begins.

@@ -218,6 +218,16 @@ const TABLE: &[Row] = &[
     row("GET", "/settings", &["/settings", "/settings?done=password"]),
     row("POST", "/settings/password", &["/settings/password"]),
     row("POST", "/settings/sign-out-elsewhere", &["/settings/sign-out-elsewhere"]),
+    row("GET", "/plan", &["/plan", "/plan?done=paid"]),
+    row("POST", "/plan/subscribe", &["/plan/subscribe"]),
+    row("POST", "/plan/change", &["/plan/change"]),
+    row("POST", "/plan/cancel", &["/plan/cancel"]),
+    row("POST", "/plan/keep", &["/plan/keep"]),
+    row("POST", "/plan/checkout", &["/plan/checkout"]),
+    row("POST", "/plan/voucher", &["/plan/voucher"]),
+    row("GET", "/operator/vouchers", &["/operator/vouchers"]),
+    row("POST", "/operator/vouchers", &["/operator/vouchers"]),
+    row("POST", "/operator/vouchers/revoke", &["/operator/vouchers/revoke"]),
 ];
 
 fn row_of(place: &Place) -> &'static Row {

@@ -397,13 +397,7 @@ mod tests {
 
     #[test]
     fn a_keys_own_limits_stand_before_its_plans() {
-        let plan = Plan {
-            name: "free".into(),
-            requests_per_minute: 30,
-            tokens_per_minute: Some(5),
-            concurrent_requests: None,
-            models: None,
-        };
+        let plan = Plan { name: "free".into(), requests_per_minute: 30, tokens_per_minute: Some(5), ..Plan::default() };
         let mut key = KeyRecord::for_tests();
         assert_eq!(KeyLimits::new(&key, &plan), KeyLimits { tokens_per_minute: Some(5), ..limits(30) });
         key.requests_per_minute = Some(7);

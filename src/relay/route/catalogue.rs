@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Health, ModelRules, Quirks, Secret};
-use crate::relay::meter::{ImageTokens, Price};
+use crate::relay::meter::{ImageTokens, NanoUsd, Price};
 
 /// The models, providers and plans of one configuration.
 #[derive(Debug, Default)]
@@ -15,6 +15,7 @@ pub struct Catalogue {
     models: Vec<Arc<Model>>,
     models_by_id: HashMap<Box<str>, Arc<Model>>,
     plans: HashMap<Box<str>, Arc<Plan>>,
+    default_plan: Option<Arc<Plan>>,
     providers: Vec<Arc<Provider>>,
     health: Health,
 }
@@ -27,6 +28,7 @@ impl Catalogue {
             health,
             models_by_id: models.iter().map(|model| (model.id.clone(), Arc::clone(model))).collect(),
             models,
+            default_plan: default_of(&plans).cloned(),
             plans: plans.into_iter().map(|plan| (plan.name.clone(), plan)).collect(),
             providers,
         }
@@ -62,12 +64,35 @@ impl Catalogue {
         self.plans.get(name)
     }
 
+    /// The plan of accounts whose own has ended: the one that is marked so, else the cheapest, the first of several. `None` where
+    /// there are no plans.
+    pub fn default_plan(&self) -> Option<&Arc<Plan>> {
+        self.default_plan.as_ref()
+    }
+
+    /// The plans that are sold by the month, the cheapest first.
+    pub fn plans_for_sale(&self) -> Vec<&Arc<Plan>> {
+        let mut plans: Vec<_> = self.plans.values().filter(|plan| plan.price.is_some()).collect();
+        plans.sort_unstable_by_key(|plan| (plan.price, plan.requests_per_minute, &plan.name));
+        plans
+    }
+
+    /// The plan that is this price at Stripe.
+    pub fn plan_of_stripe_price(&self, price: &str) -> Option<&Arc<Plan>> {
+        self.plans.values().find(|plan| plan.stripe_price.as_deref() == Some(price))
+    }
+
     /// The names of all plans, sorted.
     pub fn plan_names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.plans.keys().map(|name| &**name).collect();
         names.sort_unstable();
         names
     }
+}
+
+fn default_of(plans: &[Arc<Plan>]) -> Option<&Arc<Plan>> {
+    let cheapest = || plans.iter().min_by_key(|plan| plan.price.unwrap_or_default());
+    plans.iter().find(|plan| plan.is_default).or_else(cheapest)
 }
 
 /// A model as clients see it.
@@ -214,7 +239,7 @@ impl Default for ProviderTimes {
 }
 
 /// A plan: the limits of an account's keys, where a key has none of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The name by which accounts refer to it.
     pub name: Box<str>,
@@ -226,4 +251,10 @@ pub struct Plan {
     pub concurrent_requests: Option<u32>,
     /// The ids that its keys may use; `None` is all.
     pub models: Option<Vec<Box<str>>>,
+    /// What a month of it costs. A plan without a price is not for sale: only the operator puts accounts on it.
+    pub price: Option<NanoUsd>,
+    /// What Stripe knows its monthly price by, where it is sold there.
+    pub stripe_price: Option<Box<str>>,
+    /// Marked as the plan of accounts whose own has ended.
+    pub is_default: bool,
 }
