@@ -8,6 +8,7 @@ use super::form::{Asked, Fields, Form};
 use super::guard::Operator;
 use super::layout::Frame;
 use super::map::Map;
+use super::once::{self, Turn};
 use super::plan::{day, usd};
 use crate::admin::sale::{self, VOUCHERS_MAX, VoucherError};
 use crate::admin::value;
@@ -32,6 +33,8 @@ struct VouchersPage {
     frame: Frame,
     done: &'static str,
     wrong: String,
+    /// The form's own number, so that it makes one batch.
+    once: String,
     /// As they were typed.
     amount: String,
     count: String,
@@ -83,6 +86,7 @@ async fn vouchers_page(
         frame: Frame::of(who, "Vouchers", PATH),
         done,
         wrong,
+        once: once::new()?,
         amount: text("amount", "10.00"),
         count: text("count", "1"),
         expires: text("expires", ""),
@@ -121,6 +125,10 @@ async fn create(operator: Operator, Form(form): Form) -> Answer {
             return page_as(Cause::InvalidValue, &again);
         }
     };
+    let working = match who.dashboard.sent().take(&who.user, &form) {
+        Turn::First(working) => working,
+        Turn::Again(_) => return Ok(see_other(PATH)),
+    };
     let (batch, codes) = match sale::create_vouchers(&who.store, &new, count, who.now_ms()).await {
         Ok(made) => made,
         Err(VoucherError::Store(error)) => return Err(error.into()),
@@ -128,6 +136,7 @@ async fn create(operator: Operator, Form(form): Form) -> Answer {
             return Err(Refused::Because(Cause::InternalError, "The system gives no random bytes."));
         }
     };
+    working.done(PATH);
     page(&made_page(&operator, &batch, &codes))
 }
 
