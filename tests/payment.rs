@@ -229,7 +229,9 @@ fn a_plan_by_card_is_had_changed_and_ended_as_events_tell_in_any_order() {
     });
     assert!(browser.open("/plan").text().contains("Paid by card until"), "{}", browser.page);
 
-    let up = browser.send("/plan/change", &[("plan", "pro")]);
+    let once = |browser: &Browser| support::browser::hidden(&browser.page, "once").unwrap();
+    let now = once(&browser);
+    let up = browser.send("/plan/change", &[("plan", "pro"), ("once", &now)]);
     assert!(up.status == 200 && up.text().contains("asked for"), "{}", up.text());
     let asked = shop.stripe.asked();
     assert_eq!((&*asked["items[0][id]"], &*asked["items[0][price]"]), ("si_1", "price_pro"));
@@ -238,11 +240,13 @@ fn a_plan_by_card_is_had_changed_and_ended_as_events_tell_in_any_order() {
     shop.told("evt_4b", "customer.subscription.updated", &state("price_pro", json!({})));
     assert_eq!(shop.relay.cli_json(&["account", "show", &account.id])["plan"], "pro");
     browser.open("/plan");
-    let declined = browser.post("/plan/change", &[("plan", "max")]);
+    let now = once(&browser);
+    let declined = browser.post("/plan/change", &[("plan", "max"), ("once", &now)]);
     assert_eq!(declined.status, 402);
     assert!(declined.text().contains("declined, and nothing is changed"), "{}", declined.text());
     browser.open("/plan");
-    browser.send("/plan/change", &[("plan", "starter")]);
+    let now = once(&browser);
+    browser.send("/plan/change", &[("plan", "starter"), ("once", &now)]);
     assert_eq!(shop.stripe.asked()["proration_behavior"], "none", "down with the next invoice");
 
     browser.send("/plan/cancel", &[]);

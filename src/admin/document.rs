@@ -165,7 +165,7 @@ impl<'a> From<&'a UsageRecord> for RequestDocument<'a> {
     }
 }
 
-/// Sums over the requests of one account, model, key or day; which one, one of the first four says.
+/// Sums over the requests of one account, model, key, provider or day; which one, one of the first five says.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = UsageTotal)]
 pub struct UsageTotalDocument {
@@ -175,6 +175,8 @@ pub struct UsageTotalDocument {
     model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<String>,
     /// UTC, `YYYY-MM-DD`.
     #[serde(skip_serializing_if = "Option::is_none")]
     day: Option<String>,
@@ -198,6 +200,7 @@ impl UsageTotalDocument {
             account_id: group(By::Account),
             model: group(By::Model),
             key_id: group(By::Key),
+            provider: group(By::Provider),
             day: group(By::Day),
             requests: total.requests,
             errors: total.errors,

@@ -16,44 +16,44 @@ pub(super) struct ProviderDocument {
     pub(super) name: String,
     /// `openai`, `anthropic` or `gemini`.
     #[schema(value_type = String)]
-    dialect: &'static str,
+    pub(super) dialect: &'static str,
     /// Whether any of it can be asked.
-    healthy: bool,
-    credentials: Vec<CredentialDocument>,
+    pub(super) healthy: bool,
+    pub(super) credentials: Vec<CredentialDocument>,
     /// Each model with each credential that has been tried.
-    models: Vec<LaneDocument>,
+    pub(super) models: Vec<LaneDocument>,
 }
 
 /// One of a provider's credentials.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Credential)]
-struct CredentialDocument {
+pub(super) struct CredentialDocument {
     /// Its place in the configuration, from 1.
-    number: usize,
+    pub(super) number: usize,
     /// The provider refused it; it is set aside until the configuration is reloaded.
-    refused: bool,
+    pub(super) refused: bool,
 }
 
 /// A model at a provider, with one credential.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Lane)]
-struct LaneDocument {
+pub(super) struct LaneDocument {
     /// The provider's name for it.
-    model: String,
+    pub(super) model: String,
     /// The credential's number, where there are any.
     #[schema(required)]
-    credential: Option<usize>,
+    pub(super) credential: Option<usize>,
     /// What its breaker does: `closed` lets requests through.
     #[schema(value_type = String)]
-    state: &'static str,
+    pub(super) state: &'static str,
     /// Until when nothing is asked there.
     #[schema(format = DateTime, required)]
-    open_until: Option<String>,
-    consecutive_failures: u32,
-    requests_in_flight: u32,
+    pub(super) open_until: Option<String>,
+    pub(super) consecutive_failures: u32,
+    pub(super) requests_in_flight: u32,
     /// How long it takes to begin an answer, of late.
     #[schema(required)]
-    first_byte_ms: Option<u64>,
+    pub(super) first_byte_ms: Option<u64>,
 }
 
 /// All providers, in the order of the configuration.

@@ -33,6 +33,7 @@ enum By {
     Account,
     Model,
     Key,
+    Provider,
     Day,
 }
 
@@ -59,6 +60,7 @@ async fn totals(store: &Store, filter: &UsageFilter, by: By, json: bool) -> Resu
         By::Account => (store::By::Account, "ACCOUNT"),
         By::Model => (store::By::Model, "MODEL"),
         By::Key => (store::By::Key, "KEY"),
+        By::Provider => (store::By::Provider, "PROVIDER"),
         By::Day => (store::By::Day, "DAY"),
     };
     let totals = store.usage_by(filter, of).await?;

@@ -8,7 +8,7 @@ use axum::Router;
 
 use super::Shared;
 use super::failed_logins::Failed;
-use crate::admin::api::{self, Api, ConfigStatus, Moment, Process};
+use crate::admin::api::{self, Api, ConfigStatus, Moment, Process, Traffic};
 use crate::admin::dashboard::{self, Dashboard};
 use crate::admin::stripe::{self, Webhook};
 use crate::admin::{Behind, Readiness};
@@ -50,6 +50,12 @@ impl Process for Here {
 
     fn config(&self) -> ConfigStatus {
         self.0.config_status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn traffic(&self) -> Traffic {
+        let (requests, failed) = self.0.metrics.ended();
+        let in_flight = self.0.requests_in_flight.count() as u64;
+        Traffic { requests, failed, in_flight, streams: self.0.metrics.streams_active.get().try_into().unwrap_or(0) }
     }
 
     async fn store_changed(&self) {

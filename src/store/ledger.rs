@@ -70,8 +70,8 @@ impl Store {
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
         let last_seq = Counter::LedgerSeq.advance(&mut transaction, count).await?;
         let first_seq = last_seq - count + 1;
-        let series = rollup::series(&mut transaction, records).await?;
-        let repeated = bulk::insert_usage(&mut transaction, first_seq, records, &series).await?;
+        let series = self.series.of(&mut transaction, records).await?;
+        let repeated = bulk::insert_usage(&mut transaction, first_seq, records, &series.ids).await?;
         let unentered: Vec<i64> =
             (first_seq..).zip(records).filter(|(_, record)| !is_entered(record)).map(|(seq, _)| seq).collect();
         bulk::insert_entries(&mut transaction, first_seq, last_seq, &unentered).await?;
@@ -85,9 +85,12 @@ impl Store {
         }
         charge(&mut transaction, &BALANCES, &mut by_account, i64::saturating_sub).await?;
         charge(&mut transaction, &SPENDINGS, &mut by_key, i64::saturating_add).await?;
-        let fresh = (first_seq..).zip(records.iter().zip(series)).filter(|(seq, _)| !repeated.contains(seq));
+        let fresh = (first_seq..)
+            .zip(records.iter().zip(series.ids.iter().copied()))
+            .filter(|(seq, _)| !repeated.contains(seq));
         rollup::add(&mut transaction, fresh.map(|(_, record)| record)).await?;
         transaction.commit().await?;
+        self.series.learn(series);
         let settled = |(seq, record)| settled(record, !repeated.contains(&seq), &by_account, &by_key);
         Ok((first_seq..).zip(records).map(settled).collect())
     }

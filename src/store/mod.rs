@@ -25,6 +25,7 @@ mod open;
 mod people;
 mod period;
 mod rollup;
+mod search;
 mod spool;
 mod stripe;
 mod subscription;
@@ -42,12 +43,15 @@ pub use key::{Key, KeyStatus, KeyTerms, NewKey};
 pub use ledger::{Settled, SpoolCursor};
 use open::Connections;
 pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
+use rollup::KnownSeries;
 pub use stripe::{StripeOutcome, StripePlans};
 pub use subscription::{Offer, PaidBy, Period, Renewal, Subscription, SubscriptionChange};
 pub use totals::{By, DayTotal, GroupPage, UsageTotal, day_begins_ms, day_name, day_number, day_number_of};
 pub use trail::{Actor, AuditEntry, AuditFilter, AuditPosition};
 pub use usage::{UsageFilter, UsagePosition};
 pub use voucher::{NewVouchers, VoucherBatch};
+
+use std::sync::Arc;
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
@@ -59,6 +63,7 @@ pub struct Store {
     /// What [`Store::write`]s.
     writer: SqlitePool,
     actor: Actor,
+    series: Arc<KnownSeries>,
 }
 
 type WriteTransaction = Transaction<'static, Sqlite>;
@@ -70,7 +75,7 @@ impl Store {
     /// relay's own name, unless [`Store::in_the_name_of`] says otherwise.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let Connections { readers, writer } = open::open(url).await?;
-        Ok(Self { pool: readers, writer, actor: Actor::Relay })
+        Ok(Self { pool: readers, writer, actor: Actor::Relay, series: Arc::default() })
     }
 
     /// Whether the store answers.

@@ -4,7 +4,7 @@
 //! about. Reading them is `totals`'.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use sqlx::error::BoxDynError;
 use sqlx::sqlite::SqliteArguments;
@@ -54,53 +54,98 @@ fn upsert(table: &str, key: &[&str]) -> Insert {
     Insert::new(table, &[key, &SUMMED].concat(), &on_conflict)
 }
 
-/// The series of each record; those that there were none of yet are added.
-pub(super) async fn series(connection: &mut SqliteConnection, records: &[UsageRecord]) -> Result<Vec<i64>, StoreError> {
+/// The numbers of series that are known to be in the store: they never change there, and asking for them costs as much as a row.
+#[derive(Debug, Default)]
+pub(super) struct KnownSeries(Mutex<HashMap<Box<str>, i64>>);
+
+/// The series of a parcel of records.
+pub(super) struct ParcelSeries {
+    /// Of each record.
+    pub(super) ids: Vec<i64>,
+    /// Those that were not known before.
+    learned: Vec<(Box<str>, i64)>,
+}
+
+impl KnownSeries {
+    /// How many are known at the most, each in some 200 bytes.
+    const MAX: usize = 16_384;
+
+    /// The series of each record; those that there were none of yet are added.
+    pub(super) async fn of(
+        &self,
+        connection: &mut SqliteConnection,
+        records: &[UsageRecord],
+    ) -> Result<ParcelSeries, StoreError> {
+        let mut places: HashMap<Kind<'_>, usize> = HashMap::new();
+        let mut kinds: Vec<Kind<'_>> = Vec::new();
+        let mut of_records = Vec::with_capacity(records.len());
+        for record in records {
+            let kind = kind(record);
+            of_records.push(*places.entry(kind).or_insert_with(|| {
+                kinds.push(kind);
+                kinds.len() - 1
+            }));
+        }
+        let texts: Vec<Box<str>> = kinds.iter().map(text_of).collect();
+        let mut ids = self.known(&texts);
+        let unknown: Vec<Kind<'_>> =
+            kinds.iter().zip(&ids).filter(|(_, id)| id.is_none()).map(|(kind, _)| *kind).collect();
+        let mut learned = Vec::with_capacity(unknown.len());
+        if !unknown.is_empty() {
+            let found = find_or_add(connection, &unknown).await?;
+            let places = ids.iter_mut().zip(texts).filter(|(id, _)| id.is_none());
+            for ((place, text), id) in places.zip(found) {
+                *place = Some(id);
+                learned.push((text, id));
+            }
+        }
+        let ids = of_records.into_iter().filter_map(|place| ids.get(place).copied().flatten()).collect();
+        Ok(ParcelSeries { ids, learned })
+    }
+
+    /// Takes over what was learned in a transaction, once that is committed: what it added might else never be there.
+    pub(super) fn learn(&self, series: ParcelSeries) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() + series.learned.len() > Self::MAX {
+            known.clear();
+        }
+        known.extend(series.learned.into_iter().take(Self::MAX));
+    }
+
+    fn known(&self, texts: &[Box<str>]) -> Vec<Option<i64>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.iter().map(|text| known.get(text).copied()).collect()
+    }
+}
+
+/// A kind in one text. No name has a line end.
+fn text_of((account, key, model, provider): &Kind<'_>) -> Box<str> {
+    [account, key, model, provider].map(|name| *name).join("\n").into()
+}
+
+/// The series of those kinds, in their order. Nobody else adds one meanwhile: the transaction holds the ledger's counter.
+async fn find_or_add(connection: &mut SqliteConnection, kinds: &[Kind<'_>]) -> Result<Vec<i64>, StoreError> {
     const SELECT: &str = "SELECT wanted.key, s.id FROM json_each($1) AS wanted JOIN usage_series s \
          ON s.account_id = wanted.value->>0 AND s.key_id = wanted.value->>1 AND s.model = wanted.value->>2 \
          AND s.provider = wanted.value->>3";
-    let mut places: HashMap<Kind<'_>, usize> = HashMap::new();
-    let mut kinds: Vec<Kind<'_>> = Vec::new();
-    let mut of_records = Vec::with_capacity(records.len());
-    for record in records {
-        let kind = kind(record);
-        of_records.push(*places.entry(kind).or_insert_with(|| {
-            kinds.push(kind);
-            kinds.len() - 1
-        }));
-    }
-    let found: Vec<(i64, i64)> = sqlx::query_as(SELECT).bind(json(&kinds)?).fetch_all(&mut *connection).await?;
-    let mut ids: Vec<Option<i64>> = vec![None; kinds.len()];
-    for (place, id) in found {
-        if let Some(place) = usize::try_from(place).ok().and_then(|place| ids.get_mut(place)) {
-            *place = Some(id);
-        }
-    }
-    if ids.contains(&None) {
-        add_series(connection, &kinds, &mut ids).await?;
-    }
-    Ok(of_records.into_iter().filter_map(|place| ids.get(place).copied().flatten()).collect())
-}
-
-/// Adds those that have no id. Nobody else does meanwhile: the transaction holds the ledger's counter.
-async fn add_series(
-    connection: &mut SqliteConnection,
-    kinds: &[Kind<'_>],
-    ids: &mut [Option<i64>],
-) -> Result<(), StoreError> {
     const LAST: &str = "SELECT COALESCE(MAX(id), 0) FROM usage_series";
     const INSERT: &str = "INSERT INTO usage_series (id, account_id, key_id, model, provider) \
          SELECT $2 + added.key, added.value->>0, added.value->>1, added.value->>2, added.value->>3 \
          FROM json_each($1) AS added";
-    let last: i64 = sqlx::query_scalar(LAST).fetch_one(&mut *connection).await?;
-    let mut added = Vec::new();
-    let mut numbers = last + 1..;
-    for (id, kind) in ids.iter_mut().zip(kinds).filter(|(id, _)| id.is_none()) {
-        *id = numbers.next();
-        added.push(kind);
+    let found: Vec<(i64, i64)> = sqlx::query_as(SELECT).bind(json(&kinds)?).fetch_all(&mut *connection).await?;
+    let found: HashMap<i64, i64> = found.into_iter().collect();
+    let mut ids: Vec<Option<i64>> = (0..).zip(kinds).map(|(place, _)| found.get(&place).copied()).collect();
+    if ids.contains(&None) {
+        let last: i64 = sqlx::query_scalar(LAST).fetch_one(&mut *connection).await?;
+        let mut numbers = last + 1..;
+        let mut added = Vec::new();
+        for (id, kind) in ids.iter_mut().zip(kinds).filter(|(id, _)| id.is_none()) {
+            *id = numbers.next();
+            added.push(kind);
+        }
+        sqlx::query(INSERT).bind(json(&added)?).bind(last + 1).execute(connection).await?;
     }
-    sqlx::query(INSERT).bind(json(&added)?).bind(last + 1).execute(connection).await?;
-    Ok(())
+    Ok(ids.into_iter().flatten().collect())
 }
 
 /// Adds requests to the sums of their days. Each comes with its series.
@@ -175,5 +220,39 @@ fn of_one(record: &UsageRecord) -> Sums {
 fn add_up(sums: &mut Sums, one: &Sums) {
     for (sum, one) in sums.iter_mut().zip(one) {
         *sum = sum.saturating_add(*one);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, record};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_series_is_known_once_it_is_committed() {
+        let fixture = Fixture::with_credit("5").await;
+        let store = &fixture.store;
+        let (first, second) = (record(&fixture, 1), UsageRecord { model: "m".into(), ..record(&fixture, 2) });
+        let mut given_up = store.write().await.unwrap();
+        let series = store.series.of(&mut given_up, &[second.clone(), first.clone(), second.clone()]).await.unwrap();
+        assert_eq!(series.ids, [1, 2, 1]);
+        drop((given_up, series));
+        store.settle(&[first.clone(), second.clone()], None).await.unwrap();
+        let mut transaction = store.write().await.unwrap();
+        sqlx::query("DELETE FROM usage_series").execute(&mut *transaction).await.unwrap();
+        let series = store.series.of(&mut transaction, &[second, first]).await.unwrap();
+        assert_eq!(series.ids, [2, 1], "by what was committed, without asking");
+        assert!(series.learned.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_known_is_bounded() {
+        let known = KnownSeries::default();
+        for part in 0..3 {
+            let learned = (0..KnownSeries::MAX / 2 + 1).map(|at| (format!("{part}/{at}").into(), 7)).collect();
+            known.learn(ParcelSeries { ids: Vec::new(), learned });
+        }
+        assert_eq!(known.known(&["2/1".into(), "1/1".into()]), [Some(7), None]);
+        assert!(known.0.lock().unwrap().len() <= KnownSeries::MAX);
     }
 }

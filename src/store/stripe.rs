@@ -12,13 +12,11 @@ use sqlx::{FromRow, SqliteConnection};
 use uuid::Uuid;
 
 use super::account::{self, move_money};
-use super::subscription::{self, EndReason, STRIPE_GRACE_MS};
+use super::subscription::{self, EndReason, NANO_USD_PER_CENT, STRIPE_GRACE_MS};
 use super::trail::{Action, Deed};
 use super::{CreditKind, PaidBy, Store, StoreError, Subscription};
 use crate::relay::meter::NanoUsd;
 use crate::relay::stripe::{Event, Invoice, State, Told};
-
-const NANO_USD_PER_CENT: i64 = 10_000_000;
 
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

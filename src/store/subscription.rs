@@ -3,7 +3,7 @@
 //! The rules, one for each:
 //! - A month is paid whole when it begins, and counted by the calendar from the day on which it all began.
 //! - Up (to a plan that costs more) is at once: a new month begins now, and what is unused of the month that was paid is taken off its
-//!   price, to the millisecond, rounded in the customer's favour.
+//!   price, by the millisecond, and rounded up to the cent.
 //! - Down is at the period's end, for what was paid for is had. So is a cancellation.
 //! - Where the credit does not cover the next month, the account goes to the default plan. So it does at every other end.
 //! - Months in which nobody renewed (no process ran) are not charged afterwards.
@@ -25,6 +25,8 @@ use serde_json::{Value, json};
 
 use super::period::months_after;
 use crate::relay::meter::NanoUsd;
+
+pub(super) const NANO_USD_PER_CENT: i64 = 10_000_000;
 
 /// An account's plan by the month.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,15 +161,17 @@ impl Subscription {
         NanoUsd(price.0.saturating_sub(self.unused(now_ms).0).max(0))
     }
 
-    /// What was paid for the rest of the period, rounded up.
+    /// What was paid for the rest of the period, rounded up to the cent.
     fn unused(&self, now_ms: i64) -> NanoUsd {
         let length = i128::from(self.period_ends_ms) - i128::from(self.period_starts_ms);
         let rest = (i128::from(self.period_ends_ms) - i128::from(now_ms)).clamp(0, length.max(0));
         if length <= 0 || rest == 0 {
             return NanoUsd(0);
         }
-        let share = (i128::from(self.period_price.0) * rest + length - 1) / length;
-        NanoUsd(i64::try_from(share).unwrap_or(self.period_price.0))
+        // Whole cents of a price that is whole cents.
+        let cents = i128::from(self.period_price.0 / NANO_USD_PER_CENT);
+        let unused = (cents * rest + length - 1) / length * i128::from(NANO_USD_PER_CENT);
+        NanoUsd(i64::try_from(unused).unwrap_or(self.period_price.0))
     }
 
     /// For the trail: what operations change.

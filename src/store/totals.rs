@@ -28,14 +28,16 @@ pub enum By {
     Model,
     /// The key's id.
     Key,
+    /// Who answered, by the provider's name.
+    Provider,
     /// The UTC day on which requests began.
     Day,
 }
 
-/// The sums over the requests of one account, model, key or day.
+/// The sums over the requests of one account, model, key, provider or day.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UsageTotal {
-    /// The account's id, the model, the key's id, or the day as `YYYY-MM-DD`.
+    /// The account's id, the model, the key's id, the provider's name, or the day as `YYYY-MM-DD`.
     pub group: String,
     /// How many.
     pub requests: u64,
@@ -215,7 +217,7 @@ impl Asked<'_> {
     fn push_days(&self, query: &mut QueryBuilder<Sqlite>, (from, until): (Option<i64>, Option<i64>)) {
         let UsageFilter { account_id, key_id, model, .. } = self.filter;
         let has_key = key_id.is_some() || self.by == By::Key;
-        let has_model = model.is_some() || self.by == By::Model;
+        let has_model = model.is_some() || matches!(self.by, By::Model | By::Provider);
         let has_account = account_id.is_some() || self.by == By::Account;
         // The order of a join is the one that is written: from who is asked about, or in the order of their ids, to their days.
         let (names, tables) = match (has_key, has_account, has_model) {
@@ -228,6 +230,7 @@ impl Asked<'_> {
             By::Account => query.push(names).push("account_id"),
             By::Key => query.push(names).push("key_id"),
             By::Model => query.push(names).push("model"),
+            By::Provider => query.push(names).push("provider"),
             By::Day => query.push("d.day"),
         };
         query.push(" AS usage_group, d.day AS usage_day");
@@ -247,18 +250,26 @@ impl Asked<'_> {
     /// A part of a day, from the requests.
     fn push_edge(&self, query: &mut QueryBuilder<Sqlite>, (from_ms, until_ms): (i64, i64)) {
         let group = match self.by {
-            By::Account => "account_id",
-            By::Key => "key_id",
-            By::Model => "model",
-            By::Day => "started_at_ms / 86400000",
+            By::Account => "u.account_id",
+            By::Key => "u.key_id",
+            By::Model => "u.model",
+            By::Provider => "u.provider",
+            By::Day => "u.started_at_ms / 86400000",
         };
-        query.push("SELECT ").push(group).push(" AS usage_group, started_at_ms / 86400000 AS usage_day");
+        query.push("SELECT ").push(group).push(" AS usage_group, u.started_at_ms / 86400000 AS usage_day");
         for sum in SUMMED {
             query.push(", ").push(of_a_row(sum)).push(" AS ").push(sum);
         }
-        query.push(" FROM usage_records WHERE started_at_ms >= ").push_bind(from_ms);
-        query.push(" AND started_at_ms < ").push_bind(until_ms);
-        self.filter.push_names(query, "");
+        let UsageFilter { account_id, key_id, .. } = self.filter;
+        if account_id.is_some() || key_id.is_some() {
+            query.push(" FROM usage_series s CROSS JOIN usage_records u WHERE u.series = s.id");
+            self.filter.push_names(query, "s.");
+        } else {
+            query.push(" FROM usage_records u WHERE 1 = 1");
+            self.filter.push_names(query, "u.");
+        }
+        query.push(" AND u.started_at_ms >= ").push_bind(from_ms);
+        query.push(" AND u.started_at_ms < ").push_bind(until_ms);
     }
 }
 
@@ -453,7 +464,7 @@ mod tests {
             let filter = UsageFilter { account_id, key_id, model, since_ms: at(since), until_ms: at(until) };
             let meant = fixture.store.usage(&filter, None, 1_000).await.unwrap();
             let page = GroupPage { after: None, limit: 1_000 };
-            for by in [By::Account, By::Key, By::Model, By::Day] {
+            for by in [By::Account, By::Key, By::Model, By::Provider, By::Day] {
                 let mut summed = fixture.store.usage_by_page(&filter, by, page).await.unwrap();
                 if by == By::Day {
                     summed.reverse();
@@ -462,6 +473,7 @@ mod tests {
                     By::Account => record.account_id.to_string(),
                     By::Key => record.key_id.to_string(),
                     By::Model => record.model.to_string(),
+                    By::Provider => record.provider.to_string(),
                     By::Day => day_of(record),
                 });
                 assert_eq!(summed, expected, "{by:?} {filter:?}");

@@ -67,7 +67,9 @@ const SELECT: &str = "SELECT request_id, account_id, key_id, model, provider, st
     estimated, interrupted, started_at_ms, first_token_ms, total_ms FROM usage_records";
 
 /// So many requests are looked at, at the most, where each of several series gives its newest.
-const LOOKED_AT_MAX: u32 = 50_000;
+const LOOKED_AT_MAX: u32 = 200_000;
+/// Of so many series, at the most, the newest request is looked at.
+const SERIES_MAX: u32 = 20_000;
 
 impl Store {
     /// At most `limit` requests, newest first, from the newest or from where another page ended.
@@ -79,7 +81,7 @@ impl Store {
     ) -> Result<Vec<UsageRecord>, StoreError> {
         let until = UsagePosition::before(filter.until_ms.unwrap_or(i64::MAX));
         let page = RecordPage { filter, after: after.map_or(&until, |after| after.min(&until)), limit };
-        let mut query = match self.has_few_series(filter, limit).await? {
+        let mut query = match self.is_found_by_series(filter, limit).await? {
             true => page.of_series(),
             false => page.by_time(),
         };
@@ -87,18 +89,19 @@ impl Store {
         Ok(rows.into_iter().map(|RecordRow(record)| record).collect())
     }
 
-    /// Whether a key's or a model's requests are to be looked for in their series. Where there are many of those, many requests are
-    /// meant, and they are found soon among all that there are.
-    async fn has_few_series(&self, filter: &UsageFilter, limit: u32) -> Result<bool, StoreError> {
-        if filter.key_id.is_none() && filter.model.is_none() {
+    /// Whether requests are to be looked for in their series. Where those are too many, many requests are meant, and they are found
+    /// soon among all that there are.
+    async fn is_found_by_series(&self, filter: &UsageFilter, limit: u32) -> Result<bool, StoreError> {
+        if filter.account_id.is_none() && filter.key_id.is_none() && filter.model.is_none() {
             return Ok(false);
         }
-        let few = LOOKED_AT_MAX / limit.clamp(1, LOOKED_AT_MAX);
+        // No more series than requests are asked for can have one on the page.
+        let most = if limit.saturating_mul(limit) <= LOOKED_AT_MAX { SERIES_MAX } else { LOOKED_AT_MAX / limit };
         let mut query = QueryBuilder::new("SELECT COUNT(*) FROM (SELECT 1 FROM usage_series s WHERE 1 = 1");
         filter.push_names(&mut query, "s.");
-        query.push(" LIMIT ").push_bind(i64::from(few) + 1).push(") AS some");
+        query.push(" LIMIT ").push_bind(i64::from(most) + 1).push(") AS some");
         let found: i64 = query.build_query_scalar().fetch_one(&self.pool).await?;
-        Ok(found <= i64::from(few))
+        Ok(found <= i64::from(most))
     }
 
     /// Where the request of that id stands, if there is one.
@@ -135,32 +138,39 @@ struct RecordPage<'a> {
 }
 
 impl RecordPage<'_> {
-    /// By walking back in time, through all requests or through an account's.
+    /// By walking back in time, through all requests.
     fn by_time(&self) -> QueryBuilder<Sqlite> {
         let mut query = QueryBuilder::new(SELECT);
         query.push(" WHERE 1 = 1");
         self.filter.push_names(&mut query, "");
         self.push_time(&mut query, "");
-        self.push_newest(&mut query, "");
+        Self::push_newest(&mut query, "", self.limit);
         query
     }
 
-    /// By taking the newest of each series, and the newest of those.
+    /// By taking the series with the newest requests, the newest of each, and the newest of those. Whatever request is on the page,
+    /// fewer series than there are rows on it have a newer one.
     fn of_series(&self) -> QueryBuilder<Sqlite> {
         let mut query = QueryBuilder::new(SELECT);
-        // In this order: the series, then of each what the innermost finds.
-        query.push(
-            " WHERE seq IN (SELECT r.seq FROM usage_series s CROSS JOIN usage_records r WHERE r.seq IN \
-             (SELECT i.seq FROM usage_records i WHERE i.series = s.id",
-        );
-        self.push_time(&mut query, "i.");
-        self.push_newest(&mut query, "i.");
+        // Joins are in the order that is written: the series, then of each what the innermost finds.
+        query.push(" WHERE seq IN (SELECT r.seq FROM (SELECT s.id FROM usage_series s CROSS JOIN usage_records r WHERE r.seq IN (");
+        self.push_newest_of_series(&mut query, 1);
         query.push(")");
         self.filter.push_names(&mut query, "s.");
-        self.push_newest(&mut query, "r.");
+        Self::push_newest(&mut query, "r.", self.limit);
+        query.push(") AS s CROSS JOIN usage_records r WHERE r.seq IN (");
+        self.push_newest_of_series(&mut query, self.limit);
         query.push(")");
-        self.push_newest(&mut query, "");
+        Self::push_newest(&mut query, "r.", self.limit);
+        query.push(")");
+        Self::push_newest(&mut query, "", self.limit);
         query
+    }
+
+    fn push_newest_of_series(&self, query: &mut QueryBuilder<Sqlite>, limit: u32) {
+        query.push("SELECT i.seq FROM usage_records i WHERE i.series = s.id");
+        self.push_time(query, "i.");
+        Self::push_newest(query, "i.", limit);
     }
 
     fn push_time(&self, query: &mut QueryBuilder<Sqlite>, table: &'static str) {
@@ -173,9 +183,9 @@ impl RecordPage<'_> {
         query.push_bind(after.started_at_ms).push(", ").push_bind(after.request_id.clone()).push(")");
     }
 
-    fn push_newest(&self, query: &mut QueryBuilder<Sqlite>, table: &'static str) {
+    fn push_newest(query: &mut QueryBuilder<Sqlite>, table: &'static str, limit: u32) {
         query.push(" ORDER BY ").push(table).push("started_at_ms DESC, ").push(table).push("request_id DESC LIMIT ");
-        query.push_bind(i64::from(self.limit));
+        query.push_bind(i64::from(limit));
     }
 }
 
@@ -340,7 +350,7 @@ mod tests {
         let page = |filter| RecordPage { filter, after: &after, limit: 9 };
         for (query, index) in [
             (page(&all).by_time(), "usage_records_by_time (started_at_ms<?)"),
-            (page(&of_account).by_time(), "usage_records_by_account (account_id=? AND started_at_ms<?)"),
+            (page(&of_account).of_series(), "usage_records_by_series (series=? AND started_at_ms<?)"),
             (page(&of_key).of_series(), "usage_records_by_series (series=? AND started_at_ms<?)"),
         ] {
             let sql = format!("EXPLAIN QUERY PLAN {}", query.sql().as_str());
@@ -348,7 +358,10 @@ mod tests {
                 sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&fixture.store.pool).await.unwrap();
             let plan: Vec<String> = plan.into_iter().map(|(.., step)| step).collect();
             assert!(plan.iter().any(|step| step.ends_with(index)), "{plan:#?}");
-            assert!(!plan.iter().any(|step| step.starts_with("SCAN") && !step.contains("SUBQUERY")), "{plan:#?}");
+            assert!(
+                !plan.iter().any(|step| ["SCAN usage_records", "SCAN r", "SCAN i"].contains(&step.as_str())),
+                "{plan:#?}"
+            );
         }
     }
 

@@ -1,5 +1,6 @@
 //! The series of `/metrics`.
 
+use prometheus::core::Collector;
 use prometheus::{
     Counter, CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -282,6 +283,23 @@ impl Metrics {
         }
         let cost: &Counter = &self.cost_usd.with_label_values(&[&record.model]);
         cost.inc_by(record.cost.0 as f64 / 1e9);
+    }
+
+    /// Requests that have ended, and of those how many were answered with 500 or more.
+    pub fn ended(&self) -> (u64, u64) {
+        let (mut all, mut failed) = (0, 0);
+        for family in self.requests.collect() {
+            for series in family.get_metric() {
+                // A counter's value is a float in the exporter's own form; it is a whole number below 2^53.
+                let count = series.get_counter().get_value() as u64;
+                all += count;
+                let status = series.get_label().iter().find(|label| label.name() == "status");
+                if status.is_some_and(|status| status.value().starts_with('5')) {
+                    failed += count;
+                }
+            }
+        }
+        (all, failed)
     }
 
     /// The page for Prometheus.

@@ -24,6 +24,12 @@ MORE = """
 [admin]
 token = { env = "ADMIN_TOKEN" }
 
+# A month that an account can pay.
+[[plan]]
+name = "monthly"
+requests_per_minute = 60
+price_usd = "0.01"
+
 [limits]
 failed_auth_per_minute_max = 1_000_000
 """
@@ -41,8 +47,10 @@ def document(admin):
     request = urllib.request.Request(f"{admin}/admin/v1/openapi.json", headers={"authorization": f"Bearer {TOKEN}"})
     read = json.load(urllib.request.urlopen(request))
     schemas = read["components"]["schemas"]
-    for name in "NewAccount", "AccountPatch", "NewSubscription", "SubscriptionPatch":
+    for name in "NewAccount", "AccountPatch":
         schemas[name]["properties"]["plan"]["enum"] = ["open"]
+    for name in "NewSubscription", "SubscriptionPatch":
+        schemas[name]["properties"]["plan"]["enum"] = ["open", "monthly"]
     schemas["KeyRequest"]["properties"]["allow_ip"]["items"]["enum"] = ["127.0.0.1", "203.0.113.0/24", "2001:db8::/32"]
     return read
 

@@ -48,6 +48,8 @@ pub trait Process: Send + Sync {
     fn now(&self) -> Moment;
     /// How the configuration came to be the one in force.
     fn config(&self) -> ConfigStatus;
+    /// What is going on.
+    fn traffic(&self) -> Traffic;
     /// Takes a change of the store over at once, for the requests of this process.
     async fn store_changed(&self);
     /// Whether too many wrong tokens came from there.
@@ -73,6 +75,19 @@ impl Moment {
         let from_now_ms = i64::try_from(us.saturating_sub(self.us) / 1000).unwrap_or(i64::MAX);
         self.unix_ms.saturating_add(from_now_ms)
     }
+}
+
+/// What is going on in the process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests that have ended since the process began, whatever became of them.
+    pub requests: u64,
+    /// Those of them that were answered with 500 or more.
+    pub failed: u64,
+    /// Requests under way.
+    pub in_flight: u64,
+    /// Answers that are being streamed.
+    pub streams: u64,
 }
 
 /// How the configuration came to be the one in force.

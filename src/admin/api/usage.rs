@@ -44,6 +44,7 @@ enum By {
     Account,
     Model,
     Key,
+    Provider,
     Day,
 }
 
@@ -52,8 +53,9 @@ fn by_what(text: &str) -> Result<store::By, Refused> {
         "account" => Ok(store::By::Account),
         "model" => Ok(store::By::Model),
         "key" => Ok(store::By::Key),
+        "provider" => Ok(store::By::Provider),
         "day" => Ok(store::By::Day),
-        _ => Err(Refused::value("by", "must be account, model, key or day")),
+        _ => Err(Refused::value("by", "must be account, model, key, provider or day")),
     }
 }
 
@@ -67,7 +69,7 @@ pub(super) enum UsageRow<'a> {
 
 /// Requests, newest first; or with `by` their sums
 ///
-/// Sums by account, model or key come in the order of those ids, sums by day the latest first.
+/// Sums by account, model, key or provider come in the order of those ids, sums by day the latest first.
 #[utoipa::path(
     get, path = "/usage", operation_id = "list_usage", tag = "usage", params(Asked),
     responses((status = 200, description = "A page", body = Page<UsageRow>), Refusals)

@@ -38,7 +38,7 @@ const GRID: RGBColor = RGBColor(0, 2, 0);
 
 /// What the bars count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
+pub(super) enum Unit {
     /// Nano-USD.
     Usd,
     /// Whole things.
@@ -66,7 +66,7 @@ impl Unit {
 
 /// Bars, one a day.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DayChart {
+pub(super) struct DayChart {
     id: &'static str,
     title: String,
     unit: Unit,
@@ -79,7 +79,7 @@ pub struct DayChart {
 impl DayChart {
     /// A chart of the days from one to another, counted from the Unix epoch; what lies beside them is left out. `id` is the figure's,
     /// once a page; `value` is what is shown of each sum.
-    pub fn new(
+    pub(super) fn new(
         id: &'static str,
         title: impl Into<String>,
         unit: Unit,
@@ -109,7 +109,7 @@ impl DayChart {
     }
 
     /// The whole figure: drawing, legend, table.
-    pub fn html(&self) -> String {
+    pub(super) fn html(&self) -> String {
         let (id, title) = (self.id, escaped(&self.title));
         let mut html = format!("<figure class=\"chart\" id=\"{id}\"><figcaption>{title}</figcaption>\n");
         match self.drawing() {
@@ -146,7 +146,7 @@ impl DayChart {
     fn drawing(&self) -> Option<String> {
         let mut svg = String::new();
         self.draw(&mut svg).inspect_err(|error| tracing::error!(error, "a chart could not be drawn")).ok()?;
-        let mut svg = with_classes(svg, self.series.len());
+        let mut svg = with_classes(&svg, self.series.len());
         let body = svg.find('>')? + 1;
         let (id, title) = (self.id, escaped(&self.title));
         let opening = format!(
@@ -276,16 +276,40 @@ fn color_of(series: usize) -> RGBColor {
     RGBColor(1, 0, u8::try_from(series).unwrap_or(u8::MAX))
 }
 
-/// Puts classes in the place of the colours that stand for them, and leaves out what goes without saying.
-fn with_classes(svg: String, series: usize) -> String {
+/// Puts classes in the place of the colours that stand for them, leaves out what goes without saying, and makes one path of all the bars
+/// of a series, which takes a third of the bytes.
+fn with_classes(svg: &str, series: usize) -> String {
     let hex = |RGBColor(red, green, blue): RGBColor| format!("#{red:02X}{green:02X}{blue:02X}");
+    let mut rest = String::with_capacity(svg.len());
+    let mut bars = vec![String::new(); series];
+    let fills: Vec<String> = (0..series).map(|at| hex(color_of(at))).collect();
+    for line in svg.lines() {
+        match bar(line, &fills).and_then(|(at, path)| bars.get_mut(at).map(|bars| bars.push_str(&path))) {
+            Some(()) => {}
+            None => rest.extend([line, "\n"]),
+        }
+    }
     let mut svg =
-        svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"", "").replace(" font-family=\"sans-serif\"", "");
-    for at in 0..series {
-        svg = svg.replace(&format!("fill=\"{}\"", hex(color_of(at))), &format!("class=\"chart-{at}\""));
+        rest.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"", "").replace(" font-family=\"sans-serif\"", "");
+    let paths: String =
+        (0..).zip(&bars).map(|(at, bars): (usize, _)| format!("<path class=\"chart-{at}\" d=\"{bars}\"/>\n")).collect();
+    if let Some(end) = svg.rfind("</svg>") {
+        svg.insert_str(end, &paths);
     }
     svg = svg.replace(&format!("fill=\"{}\"", hex(TEXT)), "class=\"chart-text\"");
     svg.replace(&format!("stroke=\"{}\"", hex(GRID)), "class=\"chart-grid\"")
+}
+
+/// A line that draws a bar: of which series, and as a part of a path.
+fn bar(line: &str, fills: &[String]) -> Option<(usize, String)> {
+    let attribute = |name: &str| line.split_once(&format!(" {name}=\""))?.1.split('"').next();
+    let series = fills
+        .iter()
+        .position(|fill| attribute("fill") == Some(fill.as_str()))
+        .filter(|_| line.starts_with("<rect "))?;
+    let [x, y, width, height] =
+        [attribute("x")?, attribute("y")?, attribute("width")?, attribute("height")?].map(str::to_owned);
+    Some((series, format!("M{x} {y}h{width}v{height}h-{width}z")))
 }
 
 fn escaped(text: &str) -> String {
@@ -322,8 +346,11 @@ mod tests {
             [("1970-01-02", &one[..]), ("1970-01-03", &[0, 0]), ("1970-01-04", &third), ("1970-01-05", &[0, 0])]
         );
         let html = chart.html();
-        assert_eq!(html.matches("<rect").count(), 3, "{html}");
-        assert_eq!((html.matches("class=\"chart-0\"/>").count(), html.matches("class=\"chart-1\"/>").count()), (2, 1));
+        let bars = |series: &str| {
+            let path = html.split_once(&format!("<path class=\"{series}\" d=\"")).unwrap().1;
+            path.split('"').next().unwrap().matches('M').count()
+        };
+        assert_eq!((bars("chart-0"), bars("chart-1"), html.matches("<rect").count()), (2, 1, 0), "{html}");
         assert!(html.contains("$4.00") && html.contains("from 1970-01-02 to 1970-01-05: $6.00 in all"), "{html}");
         assert!(html.contains("<th scope=\"row\">1970-01-04</th><td>$2.00</td><td>$0.00</td>"), "{html}");
         assert!(!html.contains("1970-01-03</th>"), "a day without anything has no row: {html}");
@@ -364,8 +391,8 @@ mod tests {
             })
             .collect();
         let html = chart(&totals, (0, 89)).html();
-        assert!(html.contains("<svg") && html.len() < 70_000, "{}", html.len());
-        assert!(chart(&totals[..1], (0, 0)).html().contains("<rect"));
+        assert!(html.contains("<svg") && html.len() < 45_000, "{}", html.len());
+        assert!(chart(&totals[..1], (0, 0)).html().contains("d=\"M"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
 use super::overview::limits_of;
-use super::shown::{Moment, figure, usd};
+use super::shown::{Moment, usd};
 
 const ROWS: u32 = 50;
 
@@ -50,8 +50,8 @@ async fn show(customer: Customer, Asked(asked): Asked) -> Answer {
     });
     let snapshot = who.dashboard.snapshot();
     page(&CreditPage {
-        frame: Frame::of(who, "Credit", "/credit"),
-        balance: figure(account.balance),
+        frame: Frame::of(who, "Plan & credit", "/credit"),
+        balance: usd(account.balance),
         plan: account.plan.clone(),
         limits: snapshot.catalogue.plan(&account.plan).map(|plan| limits_of(plan)).unwrap_or_default(),
         credits: rows.collect(),

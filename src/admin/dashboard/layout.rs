@@ -27,8 +27,15 @@ const NAVIGATION: &[Entry] = &[
     entry(Who::Customer, "Plan", "/plan"),
     entry(Who::Customer, "Quick start", "/start"),
     entry(Who::SignedIn, "Account", "/settings"),
+    entry(Who::Operator, "Accounts", "/operator/accounts"),
     entry(Who::Operator, "People", "/operator/people"),
     entry(Who::Operator, "Vouchers", "/operator/vouchers"),
+    entry(Who::Operator, "Keys", "/operator/keys"),
+    entry(Who::Operator, "Revenue", "/operator/revenue"),
+    entry(Who::Operator, "Providers", "/operator/providers"),
+    entry(Who::Operator, "Live", "/operator/live"),
+    entry(Who::Operator, "Audit log", "/operator/audit"),
+    entry(Who::Operator, "Configuration", "/operator/configuration"),
 ];
 
 /// A link of the navigation, as a template has it.
@@ -52,7 +59,7 @@ pub(super) struct Frame {
     pub(super) style: &'static str,
     pub(super) script: &'static str,
     pub(super) icon: &'static str,
-    /// Seconds after which the page is loaded again; 0 for never.
+    /// Seconds after which the page is loaded again by browsers without script; 0 for never.
     pub(super) refresh_seconds: u32,
 }
 

@@ -9,7 +9,7 @@
 
 mod answer;
 mod assets;
-pub mod chart;
+mod chart;
 mod credit;
 mod form;
 mod guard;
@@ -21,6 +21,7 @@ mod map;
 mod models;
 mod offer;
 mod once;
+mod operator;
 mod overview;
 mod password;
 mod people;
@@ -50,6 +51,7 @@ use self::answer::{Answer, Refused};
 use self::guard::SignedIn;
 use self::map::Map;
 use self::once::Sent;
+use self::operator::Looks;
 use self::password::Passwords;
 
 /// What the pages work on.
@@ -62,6 +64,7 @@ struct Inner {
     process: Arc<dyn Process>,
     passwords: Passwords,
     sent: Sent,
+    looks: Looks,
 }
 
 impl Dashboard {
@@ -73,6 +76,7 @@ impl Dashboard {
             process,
             passwords: Passwords::new(),
             sent: Sent::default(),
+            looks: Looks::default(),
         }))
     }
 
@@ -87,6 +91,10 @@ impl Dashboard {
 
     fn process(&self) -> &dyn Process {
         &*self.0.process
+    }
+
+    fn looks(&self) -> &Looks {
+        &self.0.looks
     }
 
     fn passwords(&self) -> &Passwords {
@@ -126,6 +134,7 @@ fn map() -> Map {
         .with(people::map)
         .with(plan::map)
         .with(vouchers::map)
+        .with(operator::map)
 }
 
 /// Where somebody begins.

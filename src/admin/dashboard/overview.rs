@@ -7,7 +7,7 @@ use super::chart::{DayChart, Unit};
 use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
-use super::shown::{Moment, count, figure, requests, usd};
+use super::shown::{Moment, count, requests, usd, usd_figure};
 use crate::store::{By, UsageFilter, UsageTotal, day_begins_ms, day_name, day_number};
 
 /// How many days the charts have.
@@ -62,7 +62,7 @@ impl Part {
 }
 
 fn sum(total: &UsageTotal) -> Sum {
-    Sum { requests: requests(total.requests), cost: figure(total.cost) }
+    Sum { requests: requests(total.requests), cost: usd_figure(total.cost) }
 }
 
 async fn show(customer: Customer) -> Answer {
@@ -79,7 +79,7 @@ async fn overview(customer: &Customer) -> Result<OverviewPage, Refused> {
     Ok(OverviewPage {
         frame: Frame::of(who, "Overview", "/overview"),
         account: account.name.clone(),
-        balance: figure(account.balance),
+        balance: usd_figure(account.balance),
         is_spent: account.balance.0 <= 0,
         is_suspended: !account.active,
         plan: account.plan.clone(),

@@ -14,11 +14,12 @@ use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
 use super::offer::{Offer, offers};
+use super::shown::usd;
 use crate::admin::sale::{self, SaleError};
 use crate::admin::stripe::{self, StripeError};
 use crate::config::{Snapshot, StripeConfig};
 use crate::relay::auth::VoucherCode;
-use crate::relay::meter::{NanoUsd, rfc3339};
+use crate::relay::meter::rfc3339;
 use crate::relay::refusal::Cause;
 use crate::relay::route::Plan;
 use crate::relay::stripe::{Back, CheckoutOf};
@@ -26,6 +27,8 @@ use crate::store::{PaidBy, StoreError, Subscription, SubscriptionChange};
 
 /// How many months are shown.
 const PERIODS: u32 = 24;
+
+const STRIPE_API: &str = "https://api.stripe.com";
 
 /// Where sessions that Stripe makes are.
 const STRIPE_PAGES: &str = "https://checkout.stripe.com";
@@ -51,6 +54,7 @@ struct PlanPage {
     limits: String,
     state: Vec<String>,
     offers: Vec<Offer>,
+    default_plan: String,
     can_cancel: bool,
     can_keep: bool,
     top_ups: Vec<u32>,
@@ -66,11 +70,6 @@ struct Month {
     to: String,
     plan: String,
     price: String,
-}
-
-pub(super) fn usd(amount: NanoUsd) -> String {
-    let text = amount.to_string();
-    text.strip_prefix('-').map_or_else(|| format!("${text}"), |magnitude| format!("-${magnitude}"))
 }
 
 pub(super) fn day(at_ms: i64) -> String {
@@ -104,6 +103,7 @@ async fn plan_page(customer: &Customer, typed: &Fields, said: Said) -> Result<Pl
         limits: plan.map(|plan| limits_of(plan)).unwrap_or_default(),
         state: present.as_ref().map(state_of).unwrap_or_default(),
         offers: offers(&snapshot.catalogue, present.as_ref(), (&account.plan, has_card), now_ms),
+        default_plan: snapshot.catalogue.default_plan().map(|plan| plan.name.to_string()).unwrap_or_default(),
         can_cancel: is_own && present.as_ref().is_some_and(|present| present.renews),
         can_keep: is_own && !renews,
         top_ups: snapshot.stripe.as_ref().map(|stripe| stripe.top_up_usd.clone()).unwrap_or_default(),
@@ -165,6 +165,8 @@ async fn show(customer: Customer, Asked(asked): Asked) -> Answer {
 /// Forms of the page lead to where Stripe takes payments, if it does.
 fn led_to_stripe(shown: Response, snapshot: &Snapshot) -> Response {
     match &snapshot.stripe {
+        Some(stripe) if &*stripe.base_url == STRIPE_API => with_forms_to(shown, &[STRIPE_PAGES]),
+        // Who stands in for Stripe takes payments where it is.
         Some(stripe) => with_forms_to(shown, &[STRIPE_PAGES, &stripe.base_url]),
         None => shown,
     }
@@ -205,7 +207,8 @@ async fn change(customer: Customer, Form(form): Form) -> Answer {
         return again(&customer, &form, (Cause::InvalidValue, "Your plan cannot be changed to that.".to_owned())).await;
     }
     if let Some(present) = at_stripe(present.as_ref()) {
-        return match change_at_stripe(&snapshot, present, plan).await {
+        let Ok(once) = Uuid::parse_str(form.text("once")) else { return again(&customer, &form, old_page()).await };
+        return match change_at_stripe(&snapshot, present, (plan, once)).await {
             Ok(()) => done(&customer, "asked").await,
             Err(error) => again(&customer, &form, of_stripe(&error)).await,
         };
@@ -226,14 +229,15 @@ fn at_stripe(present: Option<&Subscription>) -> Option<(&Subscription, &str)> {
 async fn change_at_stripe(
     snapshot: &Snapshot,
     (present, subscription): (&Subscription, &str),
-    plan: &str,
+    (plan, once): (&str, Uuid),
 ) -> Result<(), StripeError> {
     let config = snapshot.stripe.as_ref().ok_or(StripeError::Odd("configuration"))?;
     let wanted = snapshot.catalogue.plan(plan).ok_or(StripeError::Odd("plan"))?;
     let price = wanted.stripe_price.as_deref().ok_or(StripeError::Odd("price"))?;
     let present_price = snapshot.catalogue.plan(&present.plan).and_then(|plan| plan.price);
     let at_once = wanted.price > present_price.or(Some(present.period_price));
-    stripe::change_plan(config, subscription, price, at_once).await
+    let key = format!("tollgate-{subscription}-{price}-{once}");
+    stripe::change_plan(config, subscription, (price, at_once), key).await
 }
 
 async fn cancel(customer: Customer, Form(form): Form) -> Answer {
@@ -279,10 +283,8 @@ async fn checkout(customer: Customer, Form(form): Form) -> Answer {
     if is_plan && customer.who.store.subscription(&customer.account.id).await?.is_some() {
         return again(&customer, &form, wrong("You have a plan by the month already. Change that.")).await;
     }
-    if Uuid::parse_str(form.text("once")).is_err() {
-        return again(&customer, &form, wrong("The page is old. Try again.")).await;
-    }
-    match begin_checkout(&customer, (config, &snapshot), of, form.text("once")).await {
+    let Ok(once) = Uuid::parse_str(form.text("once")) else { return again(&customer, &form, old_page()).await };
+    match begin_checkout(&customer, (config, &snapshot), of, once).await {
         Ok(url) => Ok(elsewhere(&url)),
         Err(error) => again(&customer, &form, of_stripe(&error)).await,
     }
@@ -292,7 +294,7 @@ async fn begin_checkout(
     customer: &Customer,
     (config, snapshot): (&StripeConfig, &Snapshot),
     of: CheckoutOf<'_>,
-    once: &str,
+    once: Uuid,
 ) -> Result<String, StripeError> {
     let (id, listen) = (&customer.account.id, snapshot.listen.dashboard);
     let own = || listen.map(|address| format!("http://{address}")).unwrap_or_default();
@@ -322,6 +324,10 @@ async fn redeem(customer: Customer, Form(form): Form) -> Answer {
         Ok(_) => done(&customer, "voucher").await,
         Err(error) => again(&customer, &form, of_store(error)?).await,
     }
+}
+
+fn old_page() -> (Cause, String) {
+    (Cause::InvalidValue, "The page is old. Try again.".to_owned())
 }
 
 fn of_sale(error: SaleError) -> Result<(Cause, String), Refused> {

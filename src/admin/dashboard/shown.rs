@@ -2,30 +2,28 @@
 
 use crate::relay::meter::{NanoUsd, rfc3339};
 
-/// Exact, with the currency's sign.
+const CENT: i64 = 10_000_000;
+
+/// Exact, with the currency's sign and a comma between thousands.
 pub(super) fn usd(amount: NanoUsd) -> String {
+    let sign = if amount.0 < 0 { "-" } else { "" };
     let text = amount.to_string();
-    let (sign, magnitude) = match text.strip_prefix('-') {
-        Some(magnitude) => ("-", magnitude),
-        None => ("", &*text),
-    };
-    let (whole, fraction) = magnitude.split_once('.').unwrap_or((magnitude, "00"));
-    format!("{sign}${}.{fraction}", with_commas(whole))
+    let (dollars, fraction) = text.trim_start_matches('-').split_once('.').unwrap_or((&text, "00"));
+    format!("{sign}${}.{fraction}", thousands(dollars))
 }
 
-/// For a glance: cents, those that are whole, where it is a dollar or more, and else exact.
-pub(super) fn figure(amount: NanoUsd) -> String {
-    const DOLLAR: i64 = 1_000_000_000;
-    const CENT: i64 = DOLLAR / 100;
-    if amount.0.unsigned_abs() < DOLLAR.unsigned_abs() { usd(amount) } else { usd(NanoUsd(amount.0 / CENT * CENT)) }
+/// To the cent, never more than there is, from a dollar on; exact below.
+pub(super) fn usd_figure(amount: NanoUsd) -> String {
+    let is_small = amount.0.unsigned_abs() < 100 * CENT.unsigned_abs();
+    usd(if is_small { amount } else { NanoUsd(amount.0.div_euclid(CENT).saturating_mul(CENT)) })
 }
 
 /// With a comma between thousands.
 pub(super) fn count(number: u64) -> String {
-    with_commas(&number.to_string())
+    thousands(&number.to_string())
 }
 
-fn with_commas(digits: &str) -> String {
+fn thousands(digits: &str) -> String {
     let mut shown = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
@@ -75,11 +73,11 @@ mod tests {
 
     #[test]
     fn amounts_counts_and_times_as_people_read_them() {
-        let amounts = [1_500_000_000, -250_000_000, 1].map(|nano| usd(NanoUsd(nano)));
-        assert_eq!(amounts, ["$1.50", "-$0.25", "$0.000000001"]);
-        assert_eq!(usd(NanoUsd(-1_234_567_000_000_001)), "-$1,234,567.000000001");
-        let figures = [1_135_559_403_300, -1_999_999_999, 999_999_999, 0].map(|nano| figure(NanoUsd(nano)));
-        assert_eq!(figures, ["$1,135.55", "-$1.99", "$0.999999999", "$0.00"]);
+        let exact = [1_500_000_000, -250_000_000, 1, -1_234_567_000_000_000].map(|nano| usd(NanoUsd(nano)));
+        assert_eq!(exact, ["$1.50", "-$0.25", "$0.000000001", "-$1,234,567.00"]);
+        let figures = [1_135_559_403_300, 999_999_999, -1_001_000_000].map(|nano| usd_figure(NanoUsd(nano)));
+        assert_eq!(figures, ["$1,135.55", "$0.999999999", "-$1.01"]);
+        assert_eq!(usd_figure(NanoUsd(i64::MIN)), "-$9,223,372,036.854775808", "there is no cent below");
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([1, 2_000].map(requests), ["1 request", "2,000 requests"]);
         let moment = Moment::of(1_795_000_000_123);

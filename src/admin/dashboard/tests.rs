@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::map::{Place, Who};
 use super::{Dashboard, map, router};
 use crate::admin::Readiness;
-use crate::admin::api::{ConfigStatus, Moment, Process};
+use crate::admin::api::{ConfigStatus, Moment, Process, Traffic};
 use crate::admin::people::Token;
 use crate::config::{self, Live, Providers};
 use crate::relay::auth::KeyDigest;
@@ -69,6 +69,10 @@ impl Process for Here {
 
     fn config(&self) -> ConfigStatus {
         ConfigStatus::default()
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic { requests: 70, failed: 1, in_flight: 3, streams: 2 }
     }
 
     async fn store_changed(&self) {}
@@ -228,6 +232,21 @@ const TABLE: &[Row] = &[
     row("GET", "/operator/vouchers", &["/operator/vouchers"]),
     row("POST", "/operator/vouchers", &["/operator/vouchers"]),
     row("POST", "/operator/vouchers/revoke", &["/operator/vouchers/revoke"]),
+    row("GET", "/operator/accounts", &["/operator/accounts", "/operator/accounts?q=ada"]),
+    row("POST", "/operator/accounts", &["/operator/accounts"]),
+    row("GET", "/operator/accounts/{account}", &["/operator/accounts/{account}"]),
+    row("POST", "/operator/accounts/{account}/plan", &["/operator/accounts/{account}/plan"]),
+    row("POST", "/operator/accounts/{account}/credit", &["/operator/accounts/{account}/credit"]),
+    row("POST", "/operator/accounts/{account}/status", &["/operator/accounts/{account}/status"]),
+    row("POST", "/operator/accounts/{account}/invite", &["/operator/accounts/{account}/invite"]),
+    row("GET", "/operator/keys", &["/operator/keys", "/operator/keys?q={key}"]),
+    row("POST", "/operator/keys/{key}/revoke", &["/operator/keys/{key}/revoke"]),
+    row("GET", "/operator/revenue", &["/operator/revenue", "/operator/revenue?since=2026-11-01&until=2026-11-10"]),
+    row("GET", "/operator/providers", &["/operator/providers"]),
+    row("GET", "/operator/live", &["/operator/live"]),
+    row("GET", "/operator/live/numbers", &["/operator/live/numbers"]),
+    row("GET", "/operator/audit", &["/operator/audit", "/operator/audit?subject={account}"]),
+    row("GET", "/operator/configuration", &["/operator/configuration"]),
 ];
 
 fn row_of(place: &Place) -> &'static Row {
@@ -236,7 +255,8 @@ fn row_of(place: &Place) -> &'static Row {
 }
 
 fn filled(path: &str, person: &Person) -> String {
-    path.replace("{key}", &person.key_id).replace("{user}", &person.user_id)
+    let path = path.replace("{key}", &person.key_id).replace("{user}", &person.user_id);
+    path.replace("{account}", &person.marks[0])
 }
 
 #[test]

@@ -9,7 +9,8 @@ use super::guard::Operator;
 use super::layout::Frame;
 use super::map::Map;
 use super::once::{self, Turn};
-use super::plan::{day, usd};
+use super::plan::day;
+use super::shown::usd;
 use crate::admin::sale::{self, VOUCHERS_MAX, VoucherError};
 use crate::admin::value;
 use crate::relay::auth::VoucherCode;
@@ -33,13 +34,13 @@ struct VouchersPage {
     frame: Frame,
     done: &'static str,
     wrong: String,
-    /// The form's own number, so that it makes one batch.
-    once: String,
     /// As they were typed.
     amount: String,
     count: String,
     expires: String,
     note: String,
+    /// The form's own number, so that it makes one batch.
+    once: String,
     batches: Vec<Row>,
     /// Where older ones are; empty where there are none.
     older: String,
@@ -86,11 +87,11 @@ async fn vouchers_page(
         frame: Frame::of(who, "Vouchers", PATH),
         done,
         wrong,
-        once: once::new()?,
         amount: text("amount", "10.00"),
         count: text("count", "1"),
         expires: text("expires", ""),
         note: text("note", ""),
+        once: once::new()?,
         older: batches.last().filter(|_| has_more).map(|last| format!("{PATH}?before={}", last.id)).unwrap_or_default(),
         batches: batches.iter().map(|batch| row(batch, who.now_ms())).collect(),
     })

@@ -87,18 +87,18 @@ pub async fn set_cancelled(config: &StripeConfig, subscription: &str, cancel: bo
 /// events tell.
 ///
 /// # Errors
-/// Stripe did not do it; where the payment was declined, nothing has changed.
+/// Stripe did not do it; where the payment was declined, nothing has changed. The same `idempotency_key` changes it once.
 pub async fn change_plan(
     config: &StripeConfig,
     subscription: &str,
-    price: &str,
-    at_once: bool,
+    (price, at_once): (&str, bool),
+    idempotency_key: String,
 ) -> Result<(), StripeError> {
     let path = subscription_path(subscription)?;
     let found = ask(config, Call { path: path.clone(), fields: None, idempotency_key: None }).await?;
     let item = found.pointer("/items/data/0/id").and_then(Value::as_str).ok_or(StripeError::Odd("item"))?;
     let fields = Some(switch_form(PlanSwitch { item, price, at_once }));
-    ask(config, Call { path, fields, idempotency_key: None }).await.map(|_| ())
+    ask(config, Call { path, fields, idempotency_key: Some(idempotency_key) }).await.map(|_| ())
 }
 
 fn subscription_path(id: &str) -> Result<String, StripeError> {

@@ -24,8 +24,10 @@ UPDATE usage_records SET series = s.id FROM usage_series AS s
     WHERE s.account_id = usage_records.account_id AND s.key_id = usage_records.key_id
     AND s.model = usage_records.model AND s.provider = usage_records.provider;
 
--- The one index for whoever asks by key or model: it has two numbers where each of those would have had its name.
+-- The one index for whoever asks by account, key or model: it has two numbers where each of those would have had its name. What each
+-- finished request has to be written into is what settling costs.
 CREATE INDEX usage_records_by_series ON usage_records (series, started_at_ms);
+DROP INDEX usage_records_by_account;
 
 -- Sums over the requests of a series that began on a day, which is counted from the Unix epoch. Kept by the transaction that enters
 -- the requests. `errors` are those that were answered with 400 or more, `uncosted` those that used tokens of which it is not known

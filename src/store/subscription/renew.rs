@@ -55,7 +55,7 @@ impl Store {
             (_, Some(reason)) => Err(reason),
             (None, None) => Err(EndReason::PlanGone),
             (Some(offer), None) => match next_period(&mut after, offer, now_ms) {
-                price if after.paid_by == PaidBy::Credit && price > account.balance => {
+                price if after.paid_by == PaidBy::Credit && price.0 > 0 && price > account.balance => {
                     Err(EndReason::InsufficientCredits)
                 }
                 price => Ok(price),

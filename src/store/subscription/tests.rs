@@ -127,6 +127,7 @@ async fn up_is_at_once_and_what_is_unused_is_taken_off() {
     assert_eq!((up.plan.as_str(), up.period_ends_ms), ("pro", at("2027-05-11")));
     assert_eq!(fixture.stands().await, is("pro", 100 - 9 - 29 + 6));
     assert_eq!(fixture.to("pro", "2027-04-12").await.unwrap(), up, "it is so already");
+    assert_eq!(up.fee_of_change(NanoUsd(99 * USD), at("2027-04-11") + 1).0, 70 * USD, "to the cent, for the customer");
     assert_eq!(fixture.renew("2027-05-01").await, 0, "the month that was begun is no more");
     fixture.renew("2027-05-11").await;
     assert_eq!(fixture.stands().await, is("pro", 68 - 29));
@@ -210,6 +211,16 @@ async fn what_cannot_be_had_or_used_is_not_paid_for() {
         ended.iter().filter_map(|one| one.end_reason.as_deref()).collect::<Vec<_>>(),
         ["suspended", "plan_gone"]
     );
+}
+
+#[tokio::test]
+async fn a_plan_that_costs_nothing_is_renewed_whatever_is_owed() {
+    let fixture = Fixture::with_credit("1").await;
+    fixture.subscribe("free", PaidBy::Credit, "2027-01-01").await.unwrap();
+    fixture.store.credit(&fixture.account_id, NanoUsd(-3 * USD), None, 1).await.unwrap();
+    fixture.renew("2027-02-01").await;
+    assert_eq!(fixture.stands().await, is("free", -2));
+    assert_eq!(fixture.store.subscription(&fixture.account_id).await.unwrap().unwrap().period, 2);
 }
 
 #[tokio::test]

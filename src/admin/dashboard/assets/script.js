@@ -15,3 +15,15 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     setTimeout(() => { button.textContent = label; }, 2000);
   });
 }
+// Loads anew what an element says is to be loaded anew, while somebody looks.
+for (const element of document.querySelectorAll("[data-fresh]")) {
+  setInterval(async () => {
+    if (document.hidden) return;
+    try {
+      const answer = await fetch(element.dataset.fresh, { redirect: "error" });
+      if (answer.ok) element.innerHTML = await answer.text();
+    } catch {
+      // The next time may go well.
+    }
+  }, 2000);
+}
