@@ -68,8 +68,10 @@ const SELECT: &str = "SELECT request_id, account_id, key_id, model, provider, st
 
 /// So many requests are looked at, at the most, where each of several series gives its newest.
 const LOOKED_AT_MAX: u32 = 200_000;
-/// Of so many series, at the most, the newest request is looked at.
+/// Of so many of an account's series, at the most, the newest request is looked at.
 const SERIES_MAX: u32 = 20_000;
+/// The same where everybody's are meant: a model that so many keys have used is soon met again.
+const SERIES_OF_ALL_MAX: u32 = 500;
 
 impl Store {
     /// At most `limit` requests, newest first, from the newest or from where another page ended.
@@ -97,6 +99,7 @@ impl Store {
         }
         // No more series than requests are asked for can have one on the page.
         let most = if limit.saturating_mul(limit) <= LOOKED_AT_MAX { SERIES_MAX } else { LOOKED_AT_MAX / limit };
+        let most = if filter.account_id.is_some() { most } else { most.min(SERIES_OF_ALL_MAX) };
         let mut query = QueryBuilder::new("SELECT COUNT(*) FROM (SELECT 1 FROM usage_series s WHERE 1 = 1");
         filter.push_names(&mut query, "s.");
         query.push(" LIMIT ").push_bind(i64::from(most) + 1).push(") AS some");
