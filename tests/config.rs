@@ -227,6 +227,17 @@ fn a_price_that_is_a_float() {
 }
 
 #[test]
+fn a_cost_is_written_as_a_price_is() {
+    for (cost, says) in [
+        ("{ input = \"1.00\" }", "model.targets.cost.output is missing"),
+        ("{ input = \"1.00\", output = \"-1\" }", "model.targets.cost.output: is negative"),
+        ("\"1.00\"", "model.targets.cost: must be a table"),
+    ] {
+        broken("model = \"large\" }", &format!("model = \"large\", cost = {cost} }}"), 31, says);
+    }
+}
+
+#[test]
 fn a_target_at_a_provider_that_is_not_there() {
     broken("provider = \"acme\"", "provider = \"acne\"", 31, "there is no provider \"acne\"");
 }

@@ -16,7 +16,7 @@ use crate::admin::dashboard::map::Map;
 use crate::admin::people::{create_link, purpose_for};
 use crate::admin::{require_plan, value};
 use crate::relay::refusal::Cause;
-use crate::store::{By, NewUser, Role, UsageFilter, User, day_number};
+use crate::store::{By, NewUser, Role, StoreError, UsageFilter, User, day_number};
 
 /// Days that the chart goes back, today included.
 const CHART_DAYS: i64 = 30;
@@ -195,9 +195,14 @@ fn back(id: &str, done: &str) -> Answer {
     Ok(see_other(&format!("/operator/accounts/{id}?done={done}")))
 }
 
-async fn set_plan(Operator(who): Operator, Path(id): Path<String>, Form(form): Form) -> Answer {
+async fn set_plan(operator: Operator, Path(id): Path<String>, Form(form): Form) -> Answer {
+    let Operator(who) = &operator;
     require_plan(&who.dashboard.snapshot().catalogue, form.text("plan"))?;
-    let account = who.store.set_plan(&id, form.text("plan"), who.now_ms()).await?;
+    let account = match who.store.set_plan(&id, form.text("plan"), who.now_ms()).await {
+        Ok(account) => account,
+        Err(error @ StoreError::Subscribed { .. }) => return refused(&operator, &id, format!("{error}.")).await,
+        Err(error) => return Err(error.into()),
+    };
     who.dashboard.process().store_changed().await;
     back(&account.id, "plan")
 }
