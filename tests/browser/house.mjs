@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { appendFile, mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -42,8 +42,10 @@ const freePorts = async (count) => {
 };
 
 export class House {
-  static async open() {
+  // With more variables in the process's environment.
+  static async open(environment = {}) {
     const house = new House();
+    house.environment = { PATH: process.env.PATH, ...environment };
     house.folder = await mkdtemp(join(tmpdir(), 'tollgate-browser-'));
     try {
       await house.#serve();
@@ -60,7 +62,6 @@ export class House {
     const [http, dashboard, admin, metrics] = (await freePorts(4)).map((port) => `127.0.0.1:${port}`);
     this.url = `http://${dashboard}`;
     this.apiUrl = `http://${http}/v1`;
-    this.environment = { PATH: process.env.PATH, HOME: this.folder };
     const options = ['--data', 'data', '--listen', http, '--dashboard', dashboard, '--admin', admin, '--metrics', metrics];
     this.process = spawn(process.env.TOLLGATE_BINARY, ['quickstart', ...options], {
       cwd: this.folder,
@@ -90,6 +91,12 @@ export class House {
       await ended;
     }
     await rm(this.folder, { recursive: true, force: true });
+  }
+
+  // Writes more into the configuration, which is taken up when that holds.
+  async configure(text, isTakenUp) {
+    await appendFile(join(this.folder, 'data/tollgate.toml'), text);
+    await until(isTakenUp, 'the configuration is taken up', { every_ms: 200 });
   }
 
   // A command of the operator's, as at a terminal.

@@ -61,8 +61,8 @@ for (const width of [360, 1440]) {
 
     await tabTo(page, 'Skip to the content');
     await page.keyboard.press('Enter');
-    const skipped = await tabTo(page, 'Plan and credit');
-    assert.deepEqual(skipped, [], 'the navigation is skipped');
+    await page.keyboard.press('Tab');
+    assert.ok(await page.evaluate(() => document.activeElement.closest('main') !== null), 'the navigation is skipped');
 
     await page.goto('/overview');
     await tabTo(page, 'Keys');

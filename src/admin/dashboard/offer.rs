@@ -1,6 +1,7 @@
 //! What a customer can do about each plan that is for sale.
 
-use super::plan::{day, limits_of};
+use super::overview::limits_of;
+use super::plan::day;
 use super::shown::usd;
 use crate::relay::route::{Catalogue, Plan};
 use crate::store::{PaidBy, Subscription};

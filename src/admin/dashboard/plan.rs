@@ -14,14 +14,13 @@ use super::guard::Customer;
 use super::layout::Frame;
 use super::map::Map;
 use super::offer::{Offer, offers};
-use super::shown::usd;
+use super::overview::limits_of;
+use super::shown::{Moment, usd};
 use crate::admin::sale::{self, SaleError};
 use crate::admin::stripe::{self, StripeError};
 use crate::config::{Snapshot, StripeConfig};
 use crate::relay::auth::VoucherCode;
-use crate::relay::meter::rfc3339;
 use crate::relay::refusal::Cause;
-use crate::relay::route::Plan;
 use crate::relay::stripe::{Back, CheckoutOf};
 use crate::store::{PaidBy, StoreError, Subscription, SubscriptionChange};
 
@@ -73,15 +72,7 @@ struct Month {
 }
 
 pub(super) fn day(at_ms: i64) -> String {
-    rfc3339(at_ms).chars().take(10).collect()
-}
-
-pub(super) fn limits_of(plan: &Plan) -> String {
-    let mut limits = vec![format!("{} requests a minute", plan.requests_per_minute)];
-    limits.extend(plan.tokens_per_minute.map(|tokens| format!("{tokens} tokens a minute")));
-    limits.extend(plan.concurrent_requests.map(|requests| format!("{requests} at once")));
-    limits.extend(plan.models.as_ref().map(|models| format!("{} models", models.len())));
-    limits.join(", ")
+    Moment::of(at_ms).day().to_owned()
 }
 
 async fn plan_page(customer: &Customer, typed: &Fields, said: Said) -> Result<PlanPage, Refused> {
