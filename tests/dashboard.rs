@@ -330,7 +330,7 @@ fn credit_is_seen_by_the_customer_as_soon_as_it_is_given() {
     let house = House::new("api_url = \"https://api.example.com/v1\"");
     let account = house.relay.account("free", "0");
     let mut browser = house.person("ada@example.com", "customer", &account.id);
-    assert!(browser.open("/overview").text().contains("Your credit is used up"));
+    assert!(browser.open("/overview").text().contains("You have no credit"));
     house.relay.cli_json(&["account", "credit", &account.id, "12.50", "--note", "for <you>"]);
     assert!(browser.open("/overview").text().contains("$12.50"));
     let history = browser.open("/credit").text();

@@ -50,7 +50,7 @@ async fn show(customer: Customer, Asked(asked): Asked) -> Answer {
     });
     let snapshot = who.dashboard.snapshot();
     page(&CreditPage {
-        frame: Frame::of(who, "Plan & credit", "/credit"),
+        frame: Frame::of(who, "Credit", "/credit"),
         balance: usd(account.balance),
         plan: account.plan.clone(),
         limits: snapshot.catalogue.plan(&account.plan).map(|plan| limits_of(plan)).unwrap_or_default(),
