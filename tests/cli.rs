@@ -222,17 +222,36 @@ fn a_key_takes_every_limit_in_any_order() {
     assert_eq!(place.json(&["key", "list", "--account", &place.account()]), Value::Array(vec![]));
 }
 
-const TOTAL_FIELDS: [&str; 9] = [
+const TOTAL_FIELDS: [&str; 12] = [
     "account_id",
     "cache_read_tokens",
     "cache_write_1h_tokens",
     "cache_write_5m_tokens",
     "cost_nano_usd",
+    "errors",
     "input_tokens",
     "output_tokens",
+    "provider_cost_nano_usd",
     "reasoning_tokens",
     "requests",
+    "uncosted_requests",
 ];
+
+/// Sums up what [`Place::doctor`] has put in past the program, which else does it.
+const SUM_UP: &str = "INSERT INTO usage_series SELECT MIN(seq), account_id, key_id, model, provider
+      FROM usage_records GROUP BY account_id, key_id, model, provider;
+    UPDATE usage_records SET series = s.id FROM usage_series s WHERE s.account_id = usage_records.account_id
+      AND s.key_id = usage_records.key_id AND s.model = usage_records.model AND s.provider = usage_records.provider;
+    CREATE TEMP VIEW sums AS SELECT *, started_at_ms / 86400000 AS day, 1 AS requests, status >= 400 AS errors,
+      COALESCE(provider_cost_nano_usd, 0) AS provider_cost, provider_cost_nano_usd IS NULL AS uncosted FROM usage_records;
+    INSERT INTO usage_days SELECT series, day, requests, errors, input_tokens, cache_read_tokens, cache_write_5m_tokens,
+      cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost, uncosted FROM sums;
+    INSERT INTO usage_accounts SELECT account_id, day, SUM(requests), SUM(errors), SUM(input_tokens), SUM(cache_read_tokens),
+      SUM(cache_write_5m_tokens), SUM(cache_write_1h_tokens), SUM(output_tokens), SUM(reasoning_tokens), SUM(cost_nano_usd),
+      SUM(provider_cost), SUM(uncosted) FROM sums GROUP BY account_id, day;
+    INSERT INTO usage_totals SELECT day, model, provider, SUM(requests), SUM(errors), SUM(input_tokens), SUM(cache_read_tokens),
+      SUM(cache_write_5m_tokens), SUM(cache_write_1h_tokens), SUM(output_tokens), SUM(reasoning_tokens), SUM(cost_nano_usd),
+      SUM(provider_cost), SUM(uncosted) FROM sums GROUP BY day, model, provider;";
 
 #[test]
 fn usage_is_listed_and_summed() {
@@ -248,6 +267,7 @@ fn usage_is_listed_and_summed() {
          ('0198c5a1-0000-7000-8000-000000000002', 'a', 'k2', 'demo', 'demo', 502, 1, 0, 0, 0, 0, 0, 7, TRUE, TRUE, 1767225600000, NULL, 10),
          ('0198c5a1-0000-7000-8000-000000000003', 'b', 'k3', 'gpt-4o', 'openai', 200, 100, 0, 0, 0, 200, 0, 30, FALSE, FALSE, 1767312000000, 1, 2)",
     );
+    place.doctor(SUM_UP);
     let listed = place.json(&["usage"]);
     let ids: Vec<&str> =
         listed.as_array().unwrap().iter().map(|one| &one["request_id"].as_str().unwrap()[35..]).collect();
@@ -258,7 +278,7 @@ fn usage_is_listed_and_summed() {
             "request_id": "0198c5a1-0000-7000-8000-000000000001", "account_id": "a", "key_id": "k1", "model": "gpt-4o",
             "provider": "openai", "status": 200, "input_tokens": 10, "cache_read_tokens": 1,
             "cache_write_5m_tokens": 2, "cache_write_1h_tokens": 3, "output_tokens": 20, "reasoning_tokens": 5,
-            "cost_nano_usd": 1000, "estimated": false, "interrupted": false, "started_at": "2026-01-01T00:00:00.000Z",
+            "cost_nano_usd": 1000, "provider_cost_nano_usd": null, "estimated": false, "interrupted": false, "started_at": "2026-01-01T00:00:00.000Z",
             "first_token_ms": 40, "total_ms": 900,
         })
     );
@@ -275,6 +295,7 @@ fn usage_is_listed_and_summed() {
     let by_account = place.json(&["usage", "--by", "account"]);
     assert_eq!((&by_account[0]["account_id"], &by_account[0]["cost_nano_usd"]), (&"a".into(), &1007.into()));
     assert_eq!((&by_account[1]["account_id"], &by_account[1]["requests"]), (&"b".into(), &1.into()));
+    assert_eq!((&by_account[0]["errors"], &by_account[0]["uncosted_requests"]), (&1.into(), &2.into()));
     assert_eq!(field_names(&by_account[0]), TOTAL_FIELDS);
     let by_key = place.json(&["usage", "--by", "key", "--since", "2026-01-02"]);
     assert_eq!(by_key.as_array().unwrap().len(), 1);

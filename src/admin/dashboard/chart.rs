@@ -19,7 +19,7 @@ const WIDTH: u32 = 1_800;
 const HEIGHT: u32 = 1_000;
 const TEXT_HEIGHT: i32 = 72;
 /// What is left beside the bars: for amounts on the left, for dates below.
-const LEFT: u32 = 270;
+const LEFT: u32 = 320;
 const BELOW: u32 = 100;
 const MARGIN: u32 = 40;
 /// A bar's place; of it, what is left free on each side.
