@@ -142,6 +142,8 @@ impl Journal {
     fn open(&mut self) -> io::Result<()> {
         self.current = None;
         let file = lock(&self.path)?;
+        // A repair writes nothing.
+        let written_ms = modified_ms(&file)?;
         let cut_bytes = tail::repair(&file)?;
         if cut_bytes > 0 {
             tracing::warn!(path = %self.path.display(), cut_bytes, "the file ended in half a line, which was cut off");
@@ -157,7 +159,7 @@ impl Journal {
             files.push(tail::ids(&File::open(path)?, missing)?);
         }
         self.recent.extend(files.into_iter().rev().flatten());
-        self.current = Some(Current { written_ms: modified_ms(&file)?, file });
+        self.current = Some(Current { file, written_ms });
         Ok(())
     }
 

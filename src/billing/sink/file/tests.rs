@@ -95,6 +95,9 @@ async fn half_a_batch_is_completed_wherever_the_crash_tore_it() {
     let whole = std::fs::read(place.path()).unwrap();
     for end in usize::try_from(before).unwrap()..=whole.len() {
         std::fs::write(place.path(), &whole[..end]).unwrap();
+        // When it was written says whether another file is due.
+        let began = SystemTime::UNIX_EPOCH + Duration::from_millis(BEGIN_MS.unsigned_abs());
+        File::options().append(true).open(place.path()).unwrap().set_modified(began).unwrap();
         let mut sink = place.open(ALL).await;
         sink.deliver(&records(2..4)).await.unwrap();
         assert_eq!(std::fs::read(place.path()).unwrap(), whole, "{end}");
