@@ -15,6 +15,7 @@ mod account;
 mod audit;
 mod bulk;
 mod change;
+mod engine;
 mod error;
 #[cfg(test)]
 mod fixture;
@@ -37,6 +38,7 @@ mod voucher;
 pub use account::{Account, AccountChange, Credit, CreditKind, Credited};
 pub use audit::{Difference, DifferenceKind};
 pub use change::{Balance, Balances, Changes};
+use engine::{Each, Pool, Transaction, query_scalar};
 pub use error::StoreError;
 pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
@@ -53,21 +55,23 @@ pub use voucher::{NewVouchers, VoucherBatch};
 
 use std::sync::Arc;
 
-use sqlx::{Sqlite, SqlitePool, Transaction};
-
 /// A handle on the store, and in whose name it is changed by it; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Store {
     /// What only reads.
-    pool: SqlitePool,
+    pool: Pool,
     /// What [`Store::write`]s.
-    writer: SqlitePool,
+    writer: Pool,
     actor: Actor,
     series: Arc<KnownSeries>,
 }
 
-type WriteTransaction = Transaction<'static, Sqlite>;
-type ReadTransaction = Transaction<'static, Sqlite>;
+/// Nothing but the transaction of one who writes holds this lock: see [`Store::write`].
+const BEGIN_WRITE: Each =
+    Each { sqlite: "BEGIN IMMEDIATE", postgres: "BEGIN; SELECT pg_advisory_xact_lock(5009714237046870131)" };
+
+const BEGIN_READ: Each =
+    Each { sqlite: "BEGIN", postgres: "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY" };
 
 impl Store {
     /// Opens the store at `url` (`sqlite://relative`, `sqlite:///absolute`), creating file and folders where there are
@@ -80,7 +84,8 @@ impl Store {
 
     /// Whether the store answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT value FROM counters WHERE name = 'version'").fetch_one(&self.pool).await?;
+        let version = query_scalar("SELECT value FROM counters WHERE name = 'version'");
+        let _: i64 = version.fetch_one(&self.pool).await?;
         Ok(())
     }
 
@@ -91,13 +96,14 @@ impl Store {
     }
 
     /// A transaction that will write. It takes SQLite's only write lock at once: one that began by reading would be
-    /// refused outright, not made to wait, if another writer came between.
-    async fn write(&self) -> Result<WriteTransaction, StoreError> {
-        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    /// refused outright, not made to wait, if another writer came between. In Postgres a lock of ours is taken that all who write
+    /// take, on every node: what such a transaction reads, nobody changes before it ends.
+    async fn write(&self) -> Result<Transaction, StoreError> {
+        Ok(self.writer.begin(BEGIN_WRITE).await?)
     }
 
     /// A transaction whose reads all see the same moment.
-    async fn read(&self) -> Result<ReadTransaction, StoreError> {
-        Ok(self.pool.begin().await?)
+    async fn read(&self) -> Result<Transaction, StoreError> {
+        Ok(self.pool.begin(BEGIN_READ).await?)
     }
 }

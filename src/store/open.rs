@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, SqliteConnection, SqlitePool};
+use sqlx::{Connection as _, SqliteConnection};
 
 use super::StoreError;
+use super::engine::{Connection, Pool, query};
 
 /// In the order of their numbers.
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
@@ -24,10 +25,10 @@ const READERS_MAX: u32 = 3;
 
 /// The connections to a store.
 pub(super) struct Connections {
-    pub(super) readers: SqlitePool,
+    pub(super) readers: Pool,
     /// One, because SQLite has one writer. So writers of this process wait in a line, not for a lock that they ask for again and
     /// again, and what writing needs is prepared and cached once.
-    pub(super) writer: SqlitePool,
+    pub(super) writer: Pool,
 }
 
 /// Connections to the store at `url`, migrated.
@@ -53,7 +54,7 @@ pub(super) async fn open(url: &str) -> Result<Connections, StoreError> {
     let writer = pool.clone().max_connections(1).connect_lazy_with(options.clone());
     let readers = pool.max_connections(READERS_MAX).connect_with(options).await;
     let readers = readers.map_err(|source| StoreError::Open { path, source })?;
-    Ok(Connections { readers, writer })
+    Ok(Connections { readers: Pool::Sqlite(readers), writer: Pool::Sqlite(writer) })
 }
 
 fn path_of(url: &str) -> Result<PathBuf, StoreError> {
@@ -113,8 +114,11 @@ async fn migrate(path: &Path, options: &SqliteConnectOptions) -> Result<(), Stor
 }
 
 /// Gives back what a connection has kept of the pages that went through it, after a whole table has.
-pub(super) async fn shrink(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("PRAGMA shrink_memory").execute(connection).await.map(|_| ())
+pub(super) async fn shrink(connection: &mut Connection) -> Result<(), sqlx::Error> {
+    match connection {
+        Connection::Sqlite(_) => query("PRAGMA shrink_memory").execute(connection).await.map(|_| ()),
+        Connection::Postgres(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +129,7 @@ mod tests {
     use crate::relay::meter::NanoUsd;
     use crate::store::DifferenceKind::EntryMissing;
     use crate::store::Store;
+    use crate::store::engine::query_as;
 
     #[test]
     fn reads_relative_and_absolute_addresses() {
@@ -169,8 +174,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/tollgate.db", folder.path().display());
         let store = Store::open(&url).await.unwrap();
-        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', CURRENT_TIMESTAMP, TRUE, x'00', 0)")
-            .execute(&store.pool)
+        store
+            .pool
+            .run("INSERT INTO _sqlx_migrations VALUES (9999, 'later', CURRENT_TIMESTAMP, TRUE, x'00', 0)")
             .await
             .unwrap();
         let error = Store::open(&url).await.unwrap_err().to_string();
@@ -207,8 +213,7 @@ mod tests {
         .await;
         let store = Store::open(&url).await.unwrap();
         let rows = "SELECT request_id, seq, cost_nano_usd, interrupted, first_token_ms FROM usage_records ORDER BY seq";
-        let rows: Vec<(String, i64, i64, bool, Option<i64>)> =
-            sqlx::query_as(rows).fetch_all(&store.pool).await.unwrap();
+        let rows: Vec<(String, i64, i64, bool, Option<i64>)> = query_as(rows).fetch_all(&store.pool).await.unwrap();
         let row = |id: &str, seq, cost, interrupted, first| (id.to_owned(), seq, cost, interrupted, first);
         let without_entry = row("r3", 10, 70, false, Some(2));
         assert_eq!(rows, [row("r2", 7, 30, false, Some(2)), row("r1", 9, 10, true, None), without_entry]);
