@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use uuid::Uuid;
 
 use super::engine::{Connection, Each, Sql, query_as};
+use super::months::{self, Month};
 use super::rollup::SUMMED;
 use super::totals::of_a_row;
 use super::{Store, StoreError, open};
@@ -110,7 +111,7 @@ const CHECKS: &[(DifferenceKind, &str)] = &[
         DifferenceKind::UsageMissing,
         "SELECT COALESCE(e.request_id, 'entry ' || CAST(e.seq AS TEXT)), CAST(NULL AS BIGINT), -e.amount_nano_usd \
          FROM ledger_entries e WHERE (e.kind = 'usage' OR e.request_id IS NOT NULL) \
-         AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.seq = e.seq) ORDER BY e.seq",
+         AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.seq = e.seq)",
     ),
     (
         DifferenceKind::Series,
@@ -157,10 +158,15 @@ impl Store {
     pub async fn audit(&self) -> Result<Vec<Difference>, StoreError> {
         let mut transaction = self.read().await?;
         let mut differences = Vec::new();
+        let detached = months::detached(&mut transaction).await?;
         for (kind, sql) in CHECKS {
-            differences.extend(check(&mut transaction, *kind, *sql).await?);
+            let sql = match kind {
+                DifferenceKind::UsageMissing => Sql::Built(format!("{sql}{} ORDER BY e.seq", but_ids_of(&detached))),
+                _ => Sql::Same(sql),
+            };
+            differences.extend(check(&mut transaction, *kind, sql).await?);
         }
-        for sql in sums_checks() {
+        for sql in sums_checks(&detached) {
             differences.extend(check(&mut transaction, DifferenceKind::UsageDay, Sql::Built(sql)).await?);
         }
         open::shrink(&mut transaction).await?;
@@ -169,8 +175,8 @@ impl Store {
 }
 
 /// Each day's sums of a series against its requests; and those of an account, and of a model at a provider, against those of their
-/// series. What stands on one side only differs too.
-fn sums_checks() -> [String; 3] {
+/// series. What stands on one side only differs too. Of days whose requests are detached there is nothing to compare with.
+fn sums_checks(detached: &[Month]) -> [String; 3] {
     let both = |id: &str, by: &str, kept: &str, derived: &str| {
         let differs = SUMMED.map(|sum| format!("SUM(side * {sum}) <> 0")).join(" OR ");
         format!(
@@ -187,8 +193,11 @@ fn sums_checks() -> [String; 3] {
         both(
             "'day ' || CAST(day AS TEXT) || ' series ' || CAST(series AS TEXT)",
             "day, series",
-            &format!("day, series, {sums} FROM usage_days"),
-            &format!("started_at_ms / 86400000 AS day, series, {of_rows} FROM usage_records"),
+            &format!("day, series, {sums} FROM usage_days WHERE 1 = 1{}", but_days_of("day", detached)),
+            &format!(
+                "started_at_ms / 86400000 AS day, series, {of_rows} FROM usage_records WHERE 1 = 1{}",
+                but_days_of("started_at_ms / 86400000", detached)
+            ),
         ),
         both(
             "'day ' || CAST(day AS TEXT) || ' ' || account_id",
@@ -205,6 +214,18 @@ fn sums_checks() -> [String; 3] {
             ),
         ),
     ]
+}
+
+/// Leaves out entries whose requests are detached.
+fn but_ids_of(detached: &[Month]) -> String {
+    let ids = detached.iter().filter_map(|month| month.ids());
+    ids.map(|(first, end)| format!(" AND NOT (e.request_id >= '{first}' AND e.request_id < '{end}')")).collect()
+}
+
+/// Leaves out days whose requests are detached.
+fn but_days_of(day: &str, detached: &[Month]) -> String {
+    let days = detached.iter().filter_map(|month| month.days_and_beside());
+    days.map(|(first, last)| format!(" AND NOT ({day} BETWEEN {first} AND {last})")).collect()
 }
 
 impl Store {

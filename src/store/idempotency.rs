@@ -78,7 +78,7 @@ pub enum KeyFound {
 impl Store {
     /// Takes steps, all in one transaction and in their order, and says what came of each.
     pub async fn idempotency_steps(&self, steps: &[KeyStep], now_ms: i64) -> Result<Vec<KeyFound>, StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write_keys().await?;
         let mut found = Vec::with_capacity(steps.len());
         for step in steps {
             found.push(match step {
@@ -110,7 +110,7 @@ impl Store {
                  AND request_id = ANY (ARRAY(SELECT jsonb_array_elements_text(CAST($2 AS JSONB))))",
         };
         let ids: Vec<String> = request_ids.iter().map(Uuid::to_string).collect();
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write_keys().await?;
         query(RENEW).bind(now_ms + LEASE_MS).bind(json(&ids)?).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(())
@@ -122,7 +122,7 @@ impl Store {
              (SELECT account_id, key_digest FROM idempotency_keys WHERE created_at_ms <= $1 \
               AND (state <> 'running' OR claimed_until_ms <= $2) ORDER BY created_at_ms LIMIT $3) \
              RETURNING account_id, answer_bytes";
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write_keys().await?;
         let forgotten = query_as(FORGET).bind(now_ms - KEPT_MS).bind(now_ms).bind(i64::from(rows_max));
         let forgotten: Vec<(String, i64)> = forgotten.fetch_all(&mut *transaction).await?;
         let mut by_account: BTreeMap<&str, i64> = BTreeMap::new();

@@ -61,6 +61,7 @@ impl Store {
         records: &[UsageRecord],
         cursor: Option<SpoolCursor<'_>>,
     ) -> Result<Vec<Settled>, StoreError> {
+        self.prepare_months(records.iter().map(|record| &record.request_id)).await;
         let mut transaction = self.write().await?;
         if let Some(cursor) = cursor
             && !spool::advance(&mut transaction, cursor, records.len()).await?

@@ -1,4 +1,6 @@
-//! Finds, creates and migrates the store's file.
+//! Finds, creates and migrates the store's file; a store in Postgres is `postgres`'s.
+
+pub(super) mod postgres;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
@@ -13,7 +15,7 @@ use sqlx::{Connection as _, SqliteConnection};
 use super::StoreError;
 use super::engine::{Connection, Pool, query};
 
-/// In the order of their numbers.
+/// In the order of their numbers, for both databases: `postgres` says how they are read there.
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
 
 /// How long a writer waits for another, in this process or the next.
@@ -26,13 +28,16 @@ const READERS_MAX: u32 = 3;
 /// The connections to a store.
 pub(super) struct Connections {
     pub(super) readers: Pool,
-    /// One, because SQLite has one writer. So writers of this process wait in a line, not for a lock that they ask for again and
+    /// One, because SQLite has one writer, and so that writers go one after the other in Postgres, too. So writers of this process wait in a line, not for a lock that they ask for again and
     /// again, and what writing needs is prepared and cached once.
     pub(super) writer: Pool,
 }
 
 /// Connections to the store at `url`, migrated.
 pub(super) async fn open(url: &str) -> Result<Connections, StoreError> {
+    if postgres::is_meant_by(url) {
+        return postgres::open(url).await;
+    }
     let path = path_of(url)?;
     let folder = create(&path)?;
     let _opening = lock(folder).await?;
@@ -53,17 +58,18 @@ pub(super) async fn open(url: &str) -> Result<Connections, StoreError> {
         .test_before_acquire(false);
     let writer = pool.clone().max_connections(1).connect_lazy_with(options.clone());
     let readers = pool.max_connections(READERS_MAX).connect_with(options).await;
-    let readers = readers.map_err(|source| StoreError::Open { path, source })?;
+    let readers = readers.map_err(|source| StoreError::Open { place: path.display().to_string(), source })?;
     Ok(Connections { readers: Pool::Sqlite(readers), writer: Pool::Sqlite(writer) })
 }
 
 fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let refused = |why| Err(StoreError::Address { url: url.to_owned(), why });
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return refused("this version keeps its store in SQLite only; use sqlite://PATH");
-    }
     match url.strip_prefix("sqlite://") {
-        None => refused("the address has the form sqlite://PATH"),
+        // It may be anything, and hold a password.
+        None => Err(StoreError::Address {
+            url: "…".to_owned(),
+            why: "the address has the form sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
+        }),
         Some("") => refused("a path has to follow sqlite://"),
         Some(path) if path.contains('?') || path.starts_with(':') => {
             refused("a plain path has to follow sqlite://, without options")
@@ -102,12 +108,13 @@ fn refused(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
 
 /// Brings the tables to this version inside one transaction, so that a store is never between two versions.
 async fn migrate(path: &Path, options: &SqliteConnectOptions) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let place = || path.display().to_string();
+    let failed = |source| StoreError::Open { place: place(), source };
     let mut connection = SqliteConnection::connect_with(options).await.map_err(failed)?;
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     MIGRATIONS.run_direct(None, &mut *transaction, false).await.map_err(|source| match source {
-        MigrateError::VersionMissing(_) => StoreError::Newer { path: path.to_owned() },
-        source => StoreError::Migrate { path: path.to_owned(), source },
+        MigrateError::VersionMissing(_) => StoreError::Newer { place: place() },
+        source => StoreError::Migrate { place: place(), source },
     })?;
     transaction.commit().await.map_err(failed)?;
     connection.close().await.map_err(failed)
@@ -142,7 +149,6 @@ mod tests {
         for url in ["", "data/a.db", "sqlite:a.db", "sqlite://", "sqlite://:memory:", "sqlite://a.db?mode=rw"] {
             assert!(path_of(url).unwrap_err().to_string().contains("sqlite://"), "{url}");
         }
-        assert!(path_of("postgres://h/d").unwrap_err().to_string().contains("SQLite only"));
     }
 
     #[tokio::test]

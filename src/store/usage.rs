@@ -293,7 +293,7 @@ impl From<UsageRow> for Usage {
 mod tests {
     use super::super::By;
     use super::super::engine::Sql;
-    use super::super::fixture::{Fixture, record};
+    use super::super::fixture::{Fixture, record, skip_in_postgres, skip_without_postgres};
     use super::*;
 
     #[tokio::test]
@@ -399,6 +399,9 @@ mod tests {
 
     #[tokio::test]
     async fn pages_and_last_uses_are_found_by_an_index() {
+        if skip_in_postgres() {
+            return;
+        }
         let fixture = Fixture::with_credit("5").await;
         let all = UsageFilter::default();
         let of_key = UsageFilter { key_id: Some("k".into()), ..all.clone() };
@@ -418,6 +421,39 @@ mod tests {
                 !plan.iter().any(|step| ["SCAN usage_records", "SCAN r", "SCAN i"].contains(&step.as_str())),
                 "{plan:#?}"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn pages_are_found_by_an_index_of_each_month_in_postgres() {
+        if skip_without_postgres().is_none() {
+            return;
+        }
+        let fixture = Fixture::with_credit("5").await;
+        let records: Vec<_> = (0..4_000_i64)
+            .map(|at| UsageRecord {
+                key_id: format!("key_{}", at % 40).into(),
+                started_at_ms: at,
+                ..record(&fixture, 1)
+            })
+            .collect();
+        fixture.store.settle(&records, None).await.unwrap();
+        fixture.store.pool.run("ANALYZE").await.unwrap();
+        let month = "SELECT DISTINCT CAST(CAST(tableoid AS REGCLASS) AS TEXT) FROM usage_records";
+        let month: String = query_scalar(month).fetch_one(&fixture.store.pool).await.unwrap();
+        let all = UsageFilter::default();
+        let of_key = UsageFilter { key_id: Some("key_7".into()), ..all.clone() };
+        let of_account = UsageFilter { account_id: Some(fixture.account_id.clone()), ..all.clone() };
+        let after = UsagePosition::before(3_000);
+        let page = |filter| RecordPage { filter, after: &after, limit: 9 };
+        for (query, index) in [
+            (page(&all).by_time(), "started_at_ms_idx"),
+            (page(&of_account).of_series(Engine::Postgres), "series_started_at_ms_idx"),
+            (page(&of_key).of_series(Engine::Postgres), "series_started_at_ms_idx"),
+        ] {
+            let plan = query.into_plan_of_postgres().fetch_all(&fixture.store.pool).await.unwrap().join("\n");
+            assert!(plan.contains(&format!("{month}_{index}")), "{plan}");
+            assert!(!plan.contains(&format!("Seq Scan on {month}")), "{plan}");
         }
     }
 

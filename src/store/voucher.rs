@@ -3,13 +3,15 @@
 //! They are made in batches. Whoever tries many codes that are no voucher's is not heard for a while; one that is used, expired or taken
 //! back was a voucher's, and does not count. Deliberately absent: the codes, of which only digests come here.
 
+use std::sync::LazyLock;
+
 use serde_json::json;
 use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::account::{self, move_money};
 use super::change::Counter;
-use super::engine::{Connection, query, query_as};
+use super::engine::{Connection, Insert, query, query_as};
 use super::trail::{Action, Deed};
 use super::{CreditKind, Credited, Store, StoreError};
 use crate::relay::auth::KeyDigest;
@@ -101,6 +103,8 @@ macro_rules! select_batches {
     };
 }
 
+static INSERT_VOUCHERS: LazyLock<Insert> = LazyLock::new(|| Insert::new("vouchers", &["digest", "batch_id"], ""));
+
 #[derive(FromRow)]
 struct VoucherRow {
     batch_id: String,
@@ -134,13 +138,11 @@ impl Store {
         .bind(number)
         .execute(&mut *transaction)
         .await?;
-        for code in codes {
-            query("INSERT INTO vouchers (digest, batch_id) VALUES ($1, $2)")
-                .bind(code.to_string())
-                .bind(&id)
-                .execute(&mut *transaction)
-                .await?;
-        }
+        let put_in = INSERT_VOUCHERS.run(&mut transaction, codes, |to, code| {
+            to.text(code.to_string())?;
+            to.text(id.clone())
+        });
+        put_in.await?;
         let after = json!({
             "amount_nano_usd": new.amount, "vouchers": codes.len(), "note": new.note, "expires_at_ms": new.expires_at_ms,
         });

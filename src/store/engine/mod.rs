@@ -10,6 +10,8 @@ mod connection;
 mod postgres;
 mod query;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub(super) use connection::{Connection, Transaction};

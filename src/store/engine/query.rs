@@ -279,4 +279,11 @@ impl Builder {
     pub(in crate::store) fn text(&self) -> &str {
         &self.text
     }
+
+    /// How Postgres would find the rows, line by line.
+    #[cfg(test)]
+    pub(in crate::store) fn into_plan_of_postgres(mut self) -> QueryScalar<String> {
+        self.text.insert_str(0, "EXPLAIN ");
+        self.into_query_scalar()
+    }
 }

@@ -59,9 +59,9 @@ impl Store {
         Ok(Some((user.try_into()?, Session { created_at_ms, seen_at_ms, expires_at_ms })))
     }
 
-    /// A session was used.
+    /// A session was used. Of two who tell so at once the later time stays.
     pub async fn touch_session(&self, digest: &TokenDigest, now_ms: i64) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write_row().await?;
         query("UPDATE sessions SET seen_at_ms = $1 WHERE digest = $2 AND seen_at_ms < $1")
             .bind(now_ms)
             .bind(digest.to_string())
@@ -73,7 +73,7 @@ impl Store {
 
     /// Signs out.
     pub async fn end_session(&self, digest: &TokenDigest) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write_row().await?;
         query("DELETE FROM sessions WHERE digest = $1").bind(digest.to_string()).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(())
@@ -81,7 +81,7 @@ impl Store {
 
     /// Signs a person out of every browser, but the one of `kept`.
     pub async fn end_sessions(&self, user_id: &str, kept: Option<&TokenDigest>) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write_row().await?;
         query("DELETE FROM sessions WHERE user_id = $1 AND digest <> $2")
             .bind(user_id)
             .bind(kept.map(ToString::to_string).unwrap_or_default())
