@@ -4,9 +4,9 @@ use sqlx::FromRow;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-use super::engine::Builder;
+use super::engine::{Builder, Engine};
 use super::rollup::{DAY_MS, SUMMED};
-use super::usage::{UsageFilter, UsageRow};
+use super::usage::{UsageFilter, UsageRow, time_of_all};
 use super::{Store, StoreError};
 use crate::relay::meter::{NanoUsd, Usage};
 
@@ -102,7 +102,7 @@ impl Store {
     /// The sums of each day by account, model or key, the earliest day first, and of a day in the order of their ids.
     pub async fn usage_by_day_and(&self, filter: &UsageFilter, by: By) -> Result<Vec<DayTotal>, StoreError> {
         let asked = Asked { filter, by, after: None, order: "usage_day, usage_group", limit: None };
-        let Some(query) = asked.query(true) else { return Ok(Vec::new()) };
+        let Some(query) = asked.query(true, self.pool.engine()) else { return Ok(Vec::new()) };
         let rows: Vec<DayRow> = query.into_query_as().through_much().fetch_all(&self.pool).await?;
         let total =
             |row: DayRow| DayTotal { day: day_name(row.usage_day).unwrap_or_default(), total: row.total.into() };
@@ -110,7 +110,7 @@ impl Store {
     }
 
     async fn totals(&self, asked: &Asked<'_>) -> Result<Vec<UsageTotal>, StoreError> {
-        let Some(query) = asked.query(false) else { return Ok(Vec::new()) };
+        let Some(query) = asked.query(false, self.pool.engine()) else { return Ok(Vec::new()) };
         let rows: Vec<TotalRow> = query.into_query_as().through_much().fetch_all(&self.pool).await?;
         let mut totals: Vec<UsageTotal> = rows.into_iter().map(UsageTotal::from).collect();
         if asked.by == By::Day {
@@ -178,7 +178,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// `None` where nothing can be meant. Sums are cast because Postgres widens them to another type than the column's.
-    fn query(&self, by_day: bool) -> Option<Builder> {
+    fn query(&self, by_day: bool, engine: Engine) -> Option<Builder> {
         let span = Span::of(self.filter);
         let mut query = Builder::new("SELECT CAST(usage_group AS TEXT) AS group_name");
         if by_day {
@@ -195,7 +195,7 @@ impl Asked<'_> {
         }
         for edge in span.edges {
             query.push(if parts > 0 { " UNION ALL " } else { "" });
-            self.push_edge(&mut query, edge);
+            self.push_edge(&mut query, edge, engine);
             parts += 1;
         }
         query.push(") AS parts");
@@ -245,7 +245,7 @@ impl Asked<'_> {
     }
 
     /// A part of a day, from the requests.
-    fn push_edge(&self, query: &mut Builder, (from_ms, until_ms): (i64, i64)) {
+    fn push_edge(&self, query: &mut Builder, (from_ms, until_ms): (i64, i64), engine: Engine) {
         let group = match self.by {
             By::Account => "u.account_id",
             By::Key => "u.key_id",
@@ -258,15 +258,17 @@ impl Asked<'_> {
             query.push(", ").push(of_a_row(sum)).push(" AS ").push(sum);
         }
         let UsageFilter { account_id, key_id, .. } = self.filter;
+        let mut time = "started_at_ms";
         if account_id.is_some() || key_id.is_some() {
             query.push(" FROM usage_series s CROSS JOIN usage_records u WHERE u.series = s.id");
             self.filter.push_names(query, "s.");
         } else {
+            time = time_of_all(engine);
             query.push(" FROM usage_records u WHERE 1 = 1");
             self.filter.push_names(query, "u.");
         }
-        query.push(" AND u.started_at_ms >= ").push_bind(from_ms);
-        query.push(" AND u.started_at_ms < ").push_bind(until_ms);
+        query.push(" AND u.").push(time).push(" >= ").push_bind(from_ms);
+        query.push(" AND u.").push(time).push(" < ").push_bind(until_ms);
     }
 }
 

@@ -85,7 +85,7 @@ impl Store {
         let page = RecordPage { filter, after: after.map_or(&until, |after| after.min(&until)), limit };
         let query = match self.is_found_by_series(filter, limit).await? {
             true => page.of_series(self.pool.engine()),
-            false => page.by_time(),
+            false => page.by_time(self.pool.engine()),
         };
         let rows: Vec<RecordRow> = query.into_query_as().fetch_all(&self.pool).await?;
         rows.into_iter().map(UsageRecord::try_from).collect()
@@ -132,6 +132,15 @@ impl Store {
     }
 }
 
+/// When a request began, as the index says it that has all requests in the order of time. In Postgres it says it in another way than the
+/// one of series, see the migration.
+pub(super) fn time_of_all(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Sqlite => "started_at_ms",
+        Engine::Postgres => "started_at_ms + 0",
+    }
+}
+
 /// The next requests after a position, the newest first.
 struct RecordPage<'a> {
     filter: &'a UsageFilter,
@@ -141,12 +150,13 @@ struct RecordPage<'a> {
 
 impl RecordPage<'_> {
     /// By walking back in time, through all requests.
-    fn by_time(&self) -> Builder {
+    fn by_time(&self, engine: Engine) -> Builder {
+        let time = time_of_all(engine);
         let mut query = Builder::new("SELECT ");
         query.push(COLUMNS).push(" FROM usage_records WHERE 1 = 1");
         self.filter.push_names(&mut query, "");
-        self.push_time(&mut query, "");
-        Self::push_newest(&mut query, "", self.limit);
+        self.push_time(&mut query, "", time);
+        query.push(" ORDER BY ").push(time).push(" DESC, request_id DESC LIMIT ").push_bind(i64::from(self.limit));
         query
     }
 
@@ -195,16 +205,16 @@ impl RecordPage<'_> {
 
     fn push_newest_of_series(&self, query: &mut Builder, columns: &'static str, limit: u32) {
         query.push("SELECT ").push(columns).push(" FROM usage_records i WHERE i.series = s.id");
-        self.push_time(query, "i.");
+        self.push_time(query, "i.", "started_at_ms");
         Self::push_newest(query, "i.", limit);
     }
 
-    fn push_time(&self, query: &mut Builder, table: &'static str) {
+    fn push_time(&self, query: &mut Builder, table: &'static str, time: &'static str) {
         let after = self.after;
         if let Some(since_ms) = self.filter.since_ms {
-            query.push(" AND ").push(table).push("started_at_ms >= ").push_bind(since_ms);
+            query.push(" AND ").push(table).push(time).push(" >= ").push_bind(since_ms);
         }
-        query.push(" AND ").push(table).push("started_at_ms <= ").push_bind(after.started_at_ms);
+        query.push(" AND ").push(table).push(time).push(" <= ").push_bind(after.started_at_ms);
         query.push(" AND (").push(table).push("started_at_ms, ").push(table).push("request_id) < (");
         query.push_bind(after.started_at_ms).push(", ").push_bind(after.request_id.clone()).push(")");
     }
@@ -388,7 +398,8 @@ mod tests {
             for after in [Some(newest), eighth].into_iter().flatten() {
                 let page = RecordPage { filter: &filter, after: &after, limit: 9 };
                 let mut pages = Vec::new();
-                for query in [page.by_time(), page.of_series(fixture.store.pool.engine())] {
+                let engine = fixture.store.pool.engine();
+                for query in [page.by_time(engine), page.of_series(engine)] {
                     let rows: Vec<RecordRow> = query.into_query_as().fetch_all(&fixture.store.pool).await.unwrap();
                     pages.push(rows.into_iter().map(|row| row.try_into().unwrap()).collect::<Vec<UsageRecord>>());
                 }
@@ -409,7 +420,7 @@ mod tests {
         let after = UsagePosition::before(9);
         let page = |filter| RecordPage { filter, after: &after, limit: 9 };
         for (query, index) in [
-            (page(&all).by_time(), "usage_records_by_time (started_at_ms<?)"),
+            (page(&all).by_time(Engine::Sqlite), "usage_records_by_time (started_at_ms<?)"),
             (page(&of_account).of_series(Engine::Sqlite), "usage_records_by_series (series=? AND started_at_ms<?)"),
             (page(&of_key).of_series(Engine::Sqlite), "usage_records_by_series (series=? AND started_at_ms<?)"),
         ] {
@@ -447,7 +458,7 @@ mod tests {
         let after = UsagePosition::before(3_000);
         let page = |filter| RecordPage { filter, after: &after, limit: 9 };
         for (query, index) in [
-            (page(&all).by_time(), "started_at_ms_idx"),
+            (page(&all).by_time(Engine::Postgres), "expr_idx"),
             (page(&of_account).of_series(Engine::Postgres), "series_started_at_ms_idx"),
             (page(&of_key).of_series(Engine::Postgres), "series_started_at_ms_idx"),
         ] {
