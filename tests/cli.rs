@@ -7,15 +7,20 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/store.rs"]
+mod store;
+
+use store::Store;
 
 const CONFIGURATION: &str = r#"
 [listen]
 http = "127.0.0.1:8080"
 
 [store]
-url = "sqlite://store/tollgate.db"
+url = @STORE@
 
 [billing]
 spool = "store/spool.db"
@@ -42,14 +47,17 @@ price = { input = "1.00", output = "2.00" }
 targets = [{ provider = "demo", model = "demo" }]
 "#;
 
-/// A folder of its own with a configuration, in which the binary runs.
-struct Place(TempDir);
+/// A folder of its own with a configuration, in which the binary runs, and the store that it works on.
+struct Place(TempDir, Store);
 
 impl Place {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        std::fs::write(folder.path().join("tollgate.toml"), CONFIGURATION).unwrap();
-        Self(folder)
+        let store = Store::new(&folder.path().join("store"));
+        let is_file = matches!(store, Store::File(_));
+        let url = if is_file { "\"sqlite://store/tollgate.db\"".to_owned() } else { store.toml() };
+        std::fs::write(folder.path().join("tollgate.toml"), CONFIGURATION.replace("@STORE@", &url)).unwrap();
+        Self(folder, store)
     }
 
     fn path(&self) -> &Path {
@@ -58,6 +66,7 @@ impl Place {
 
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.envs(self.1.environment());
         command.args(arguments).args(["--config", "tollgate.toml"]).current_dir(self.path()).output().unwrap()
     }
 
@@ -89,13 +98,7 @@ impl Place {
 
     /// Runs SQL behind the program's back.
     fn doctor(&self, sql: &'static str) {
-        let url = format!("sqlite://{}", self.path().join("store/tollgate.db").display());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut connection = SqliteConnection::connect(&url).await.unwrap();
-            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-            connection.close().await.unwrap();
-        });
+        self.1.run(sql);
     }
 }
 

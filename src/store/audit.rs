@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::engine::{Connection, Each, Sql, query_as};
+use super::engine::{Connection, Each, Sql, WHOLE_TABLE_SECONDS_MAX, query_as};
 use super::months::{self, Month};
 use super::rollup::SUMMED;
 use super::totals::of_a_row;
@@ -248,7 +248,8 @@ async fn check(
     kind: DifferenceKind,
     sql: impl Into<Sql>,
 ) -> Result<Vec<Difference>, StoreError> {
-    let rows: Vec<(String, Option<i64>, Option<i64>)> = query_as(sql).through_much().fetch_all(connection).await?;
+    let rows: Vec<(String, Option<i64>, Option<i64>)> =
+        query_as(sql).within_seconds(WHOLE_TABLE_SECONDS_MAX).fetch_all(connection).await?;
     let difference = |(id, stored, derived): (String, Option<i64>, Option<i64>)| Difference {
         kind,
         id,

@@ -4,7 +4,7 @@ use sqlx::FromRow;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-use super::engine::{Builder, Engine};
+use super::engine::{Builder, Engine, PAGE_SECONDS_MAX};
 use super::rollup::{DAY_MS, SUMMED};
 use super::usage::{UsageFilter, UsageRow, time_of_all};
 use super::{Store, StoreError};
@@ -103,7 +103,7 @@ impl Store {
     pub async fn usage_by_day_and(&self, filter: &UsageFilter, by: By) -> Result<Vec<DayTotal>, StoreError> {
         let asked = Asked { filter, by, after: None, order: "usage_day, usage_group", limit: None };
         let Some(query) = asked.query(true, self.pool.engine()) else { return Ok(Vec::new()) };
-        let rows: Vec<DayRow> = query.into_query_as().through_much().fetch_all(&self.pool).await?;
+        let rows: Vec<DayRow> = query.into_query_as().within_seconds(PAGE_SECONDS_MAX).fetch_all(&self.pool).await?;
         let total =
             |row: DayRow| DayTotal { day: day_name(row.usage_day).unwrap_or_default(), total: row.total.into() };
         Ok(rows.into_iter().map(total).collect())
@@ -111,7 +111,7 @@ impl Store {
 
     async fn totals(&self, asked: &Asked<'_>) -> Result<Vec<UsageTotal>, StoreError> {
         let Some(query) = asked.query(false, self.pool.engine()) else { return Ok(Vec::new()) };
-        let rows: Vec<TotalRow> = query.into_query_as().through_much().fetch_all(&self.pool).await?;
+        let rows: Vec<TotalRow> = query.into_query_as().within_seconds(PAGE_SECONDS_MAX).fetch_all(&self.pool).await?;
         let mut totals: Vec<UsageTotal> = rows.into_iter().map(UsageTotal::from).collect();
         if asked.by == By::Day {
             for total in &mut totals {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::engine::{Builder, Engine, query_as, query_scalar};
+use super::engine::{Builder, Engine, PAGE_SECONDS_MAX, query_as, query_scalar};
 use super::{Store, StoreError};
 use crate::relay::meter::{NanoUsd, Usage, UsageRecord};
 
@@ -87,7 +87,7 @@ impl Store {
             true => page.of_series(self.pool.engine()),
             false => page.by_time(self.pool.engine()),
         };
-        let rows: Vec<RecordRow> = query.into_query_as().fetch_all(&self.pool).await?;
+        let rows: Vec<RecordRow> = query.into_query_as().within_seconds(PAGE_SECONDS_MAX).fetch_all(&self.pool).await?;
         rows.into_iter().map(UsageRecord::try_from).collect()
     }
 

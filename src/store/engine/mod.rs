@@ -15,6 +15,7 @@ mod tests;
 mod value;
 
 pub(super) use connection::{Connection, Transaction};
+pub(super) use postgres::no_answer;
 pub(super) use query::{Builder, Each, Sql, query, query_as, query_scalar};
 pub(super) use rows::{Cells, Insert};
 
@@ -26,8 +27,10 @@ use postgres::PgHeld;
 
 /// How long Postgres may take to answer a statement. SQLite's waits are its own, see `open`.
 pub(super) const ANSWER_SECONDS_MAX: u64 = 5;
-/// The same of a statement that reads through much of a table, see [`query::Query::through_much`].
-pub(super) const LONG_ANSWER_SECONDS_MAX: u64 = 600;
+/// The same of one that a page waits for which may show much.
+pub(super) const PAGE_SECONDS_MAX: u64 = 30;
+/// The same of one that reads whole tables.
+pub(super) const WHOLE_TABLE_SECONDS_MAX: u64 = 600;
 
 /// Connections to one of the databases. Clones share them.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 //! not answer in it is closed and not used again. So is one that was left in the middle of a statement, because whoever wanted its
 //! answer has gone. A transaction that is dropped is rolled back before the connection is anybody else's.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -122,7 +123,7 @@ impl PgHeld {
 
     /// Whether a statement failed because its connection, which had been idle, had come to its end: then another connection may do.
     pub(super) fn is_dead_of_old(&self, error: &sqlx::Error) -> bool {
-        !self.is_sound && !matches!(error, sqlx::Error::PoolTimedOut)
+        !self.is_sound && !matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut)
     }
 
     fn inner(&mut self) -> sqlx::Result<&mut PgConnection> {
@@ -131,8 +132,7 @@ impl PgHeld {
 
     /// Notes how the connection stands after an answer, or after none.
     fn answered<T>(&mut self, answer: Result<sqlx::Result<T>, tokio::time::error::Elapsed>) -> sqlx::Result<T> {
-        // The same error as where no connection is to be had: the store does not answer.
-        let answer = answer.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        let answer = answer.unwrap_or_else(|_| Err(no_answer()));
         self.is_sound = answer.as_ref().err().is_none_or(leaves_connection_sound);
         answer
     }
@@ -160,6 +160,11 @@ impl Drop for PgHeld {
             }
         });
     }
+}
+
+/// The server took a statement, or was to, and said nothing.
+pub(in crate::store) fn no_answer() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(ErrorKind::TimedOut, "Postgres does not answer"))
 }
 
 /// Whether a connection goes on after that error: a statement that was refused leaves it as it was, what the server says at its own end

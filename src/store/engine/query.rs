@@ -11,7 +11,7 @@ use sqlx::{Arguments, AssertSqlSafe, FromRow, SqlSafeStr, SqlStr};
 use super::connection::Connection;
 use super::postgres::{self, PgHeld, Statement};
 use super::value::Value;
-use super::{ANSWER_SECONDS_MAX, LONG_ANSWER_SECONDS_MAX, Pool};
+use super::{ANSWER_SECONDS_MAX, Pool};
 
 /// What a row is read into, of either database.
 pub(in crate::store) trait Row:
@@ -166,9 +166,9 @@ impl<T> QueryAs<T> {
         self
     }
 
-    /// It reads through much of a table, and may take its time.
-    pub(in crate::store) fn through_much(mut self) -> Self {
-        self.query.patience_seconds = LONG_ANSWER_SECONDS_MAX;
+    /// It may take so long, in Postgres, where that is another time than [`ANSWER_SECONDS_MAX`].
+    pub(in crate::store) fn within_seconds(mut self, seconds_max: u64) -> Self {
+        self.query.patience_seconds = seconds_max;
         self
     }
 }

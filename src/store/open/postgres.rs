@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, SqlSafeStr};
 
 use super::{Connections, MIGRATIONS};
 use crate::store::StoreError;
-use crate::store::engine::{ANSWER_SECONDS_MAX, LONG_ANSWER_SECONDS_MAX, Pool};
+use crate::store::engine::{ANSWER_SECONDS_MAX, Pool, WHOLE_TABLE_SECONDS_MAX, no_answer};
 
 /// How long a caller waits for a connection, or for one to be made. As long as for an answer: whoever waits for both is told within some
 /// seconds that the store does not answer.
@@ -71,11 +71,11 @@ fn place(options: &PgConnectOptions) -> String {
 async fn migrate(options: &PgConnectOptions, place: &str) -> Result<(), StoreError> {
     let failed = |source| StoreError::Open { place: place.to_owned(), source };
     let connecting = tokio::time::timeout(Duration::from_secs(ANSWER_SECONDS_MAX), options.connect());
-    let mut connection: PgConnection = connecting.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(failed)?;
+    let mut connection: PgConnection = connecting.await.unwrap_or(Err(no_answer())).map_err(failed)?;
     let migrator = migrator();
     let migrating = migrator.run_direct(None, &mut connection, false);
-    let migrated = tokio::time::timeout(Duration::from_secs(LONG_ANSWER_SECONDS_MAX), migrating).await;
-    let migrated = migrated.unwrap_or(Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)));
+    let migrated = tokio::time::timeout(Duration::from_secs(WHOLE_TABLE_SECONDS_MAX), migrating).await;
+    let migrated = migrated.unwrap_or(Err(MigrateError::Execute(no_answer())));
     migrated.map_err(|source| match source {
         MigrateError::VersionMissing(_) => StoreError::Newer { place: place.to_owned() },
         source => StoreError::Migrate { place: place.to_owned(), source },
