@@ -3,6 +3,8 @@
 use super::super::fixture::{Fixture, skip_without_postgres};
 use super::*;
 
+type Values = (i64, Option<i64>, bool, String, Option<String>, Option<Vec<u8>>);
+
 async fn name(fixture: &Fixture) -> String {
     fixture.account().await.name
 }
@@ -39,17 +41,16 @@ async fn a_statement_that_is_refused_leaves_its_connection_as_it_was() {
 #[tokio::test]
 async fn all_kinds_of_values_come_back() {
     let fixture = Fixture::with_credit("5").await;
-    let row: (i64, Option<i64>, bool, String, Option<String>, Option<Vec<u8>>) =
-        query_as("SELECT $1, $2, $3, $4, $5, $6")
-            .bind(i64::MIN)
-            .bind(None::<i64>)
-            .bind(true)
-            .bind("ä'\"")
-            .bind(None::<&str>)
-            .bind(Some(&[0, 255][..]))
-            .fetch_one(&fixture.store.pool)
-            .await
-            .unwrap();
+    let row: Values = query_as("SELECT $1, $2, $3, $4, $5, $6")
+        .bind(i64::MIN)
+        .bind(None::<i64>)
+        .bind(true)
+        .bind("ä'\"")
+        .bind(None::<&str>)
+        .bind(Some(&[0, 255][..]))
+        .fetch_one(&fixture.store.pool)
+        .await
+        .unwrap();
     assert_eq!(row, (i64::MIN, None, true, "ä'\"".to_owned(), None, Some(vec![0, 255])));
 }
 
