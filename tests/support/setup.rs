@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::relay::Relay;
-use super::{Reserved, Upstream, within};
+use super::{Reserved, Store, Upstream, within};
 
 /// The credential that providers of tests are configured with.
 pub const PROVIDER_KEY: &str = "sk-of-the-provider-0123456789";
@@ -146,8 +146,11 @@ impl Setup {
             for (name, text) in &self.files {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            fs::write(folder.path().join("tollgate.toml"), self.toml(&ports, folder.path().to_path_buf())).unwrap();
-            match Relay::start(folder, ports, &self.environment) {
+            let store = Store::new(folder.path());
+            let toml = self.toml(&ports, folder.path(), &store.toml());
+            fs::write(folder.path().join("tollgate.toml"), toml).unwrap();
+            let environment = [&*self.environment, store.environment().as_slice()].concat();
+            match Relay::start(folder, store, ports, &environment) {
                 Ok(relay) => return relay,
                 // Somebody outside of these tests was faster; other ports, then.
                 Err(reason) if reason.contains("in use") => {}
@@ -157,13 +160,12 @@ impl Setup {
         panic!("five times in a row, the ports were in use");
     }
 
-    fn toml(&self, ports: &[Reserved; 4], folder: PathBuf) -> String {
+    fn toml(&self, ports: &[Reserved; 4], folder: &Path, store: &str) -> String {
         let [http, admin, metrics, https] = ports.each_ref().map(|port| port.address);
         let spool = self.spool.clone().unwrap_or_else(|| folder.join("spool.db"));
-        let folder = folder.display();
         let mut toml = format!(
             "[listen]\nhttp = \"{http}\"\nadmin = \"{admin}\"\nmetrics = \"{metrics}\"\n{listen}\n\
-             [store]\nurl = \"sqlite://{folder}/tollgate.db\"\n\n[billing]\nspool = {spool:?}\n{billing}\n\
+             [store]\nurl = {store}\n\n[billing]\nspool = {spool:?}\n{billing}\n\
              [limits]\n{limits}\n\
              [[plan]]\nname = \"open\"\nrequests_per_minute = 100_000\n\n\
              [[plan]]\nname = \"free\"\nrequests_per_minute = 30\n\n{tables}\n",
