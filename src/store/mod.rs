@@ -1,10 +1,10 @@
 //! Accounts, keys, ledger, usage, subscriptions and vouchers at rest, the people who sign in, who changed what of them, and what
-//! requests with an `Idempotency-Key` were answered.
+//! requests with an `Idempotency-Key` were answered; and which node has which part of an account's credit in its hands.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once. The SQL is what Postgres takes as
 //! well (numbered placeholders, shared types, of upserts only `ON CONFLICT`), so that several nodes can share a store
 //! later. What differs stands in few places: how a transaction begins is here, pragmas and files are in `open`, rows by
-//! the hundred in `bulk`, two lists as JSON in `idempotency`.
+//! the hundred in `bulk`, two lists as JSON in `idempotency`, the database's clock in `node`.
 //!
 //! Money has one rule: a balance changes only together with the ledger entry that explains it, in one transaction that
 //! first advances the ledger's counter. That counter's row is the lock that puts all movements of money in order.
@@ -20,7 +20,9 @@ mod error;
 mod fixture;
 mod idempotency;
 mod key;
+mod lease;
 mod ledger;
+mod node;
 mod open;
 mod people;
 mod period;
@@ -40,7 +42,9 @@ pub use change::{Balance, Balances, Changes};
 pub use error::StoreError;
 pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
+pub use lease::LeaseNews;
 pub use ledger::{Settled, SpoolCursor};
+pub use node::{Node, NodeName, NodeTerm};
 use open::Connections;
 pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
 use rollup::KnownSeries;
@@ -63,6 +67,8 @@ pub struct Store {
     /// What [`Store::write`]s.
     writer: SqlitePool,
     actor: Actor,
+    /// Whose requests are settled, where nodes lease credit.
+    node: Option<Arc<str>>,
     series: Arc<KnownSeries>,
 }
 
@@ -75,7 +81,7 @@ impl Store {
     /// relay's own name, unless [`Store::in_the_name_of`] says otherwise.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let Connections { readers, writer } = open::open(url).await?;
-        Ok(Self { pool: readers, writer, actor: Actor::Relay, series: Arc::default() })
+        Ok(Self { pool: readers, writer, actor: Actor::Relay, node: None, series: Arc::default() })
     }
 
     /// Whether the store answers.
