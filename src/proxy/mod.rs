@@ -22,6 +22,7 @@ mod head;
 mod idempotency;
 mod in_flight;
 mod keyring;
+mod leases;
 mod link;
 mod listeners;
 mod machines;
@@ -56,6 +57,7 @@ use self::failed_logins::FailedLogins;
 use self::idempotency::Idempotency;
 use self::in_flight::InFlight;
 use self::keyring::Keyring;
+use self::leases::Leases;
 use self::memory::Memory;
 use self::resolve::Resolver;
 use self::stage::Stage;
@@ -79,6 +81,8 @@ pub struct Shared {
     config_status: Mutex<ConfigStatus>,
     store: Store,
     keyring: Arc<Keyring>,
+    /// The credit that this node may sell, where it is one of several.
+    leases: Option<Arc<Leases>>,
     recorder: Recorder,
     idempotency: Idempotency,
     metrics: Arc<Metrics>,
