@@ -193,7 +193,7 @@ impl Leases {
 
     /// The store says that leases have changed, up to the ledger's number `seq`: something is leased of these accounts, and others want
     /// some of those.
-    pub(super) fn hear(&self, leased: &[(Box<str>, Arc<Purse>)], wanted: &[(Box<str>, i64)], seq: i64) {
+    pub(super) fn hear(&self, leased: &[(Arc<str>, Arc<Purse>)], wanted: &[(Arc<str>, i64)], seq: i64) {
         let now_us = self.clock.now_us();
         let mut book = self.book();
         leased.iter().for_each(|(account_id, purse)| book.keep(account_id, purse, now_us));

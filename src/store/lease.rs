@@ -12,6 +12,7 @@
 //! `relay::admit`'s.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use sqlx::SqliteConnection;
 
@@ -25,9 +26,9 @@ use crate::relay::meter::NanoUsd;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseNews {
     /// What the node may spend of accounts now.
-    pub leases: Vec<(Box<str>, Lease)>,
+    pub leases: Vec<(Arc<str>, Lease)>,
     /// Accounts of which it has a lease and others want some, and the want's number.
-    pub wanted: Vec<(Box<str>, i64)>,
+    pub wanted: Vec<(Arc<str>, i64)>,
 }
 
 impl Store {

@@ -3,6 +3,7 @@
 //! Sums are `totals`'.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, QueryBuilder, Row, Sqlite};
@@ -197,7 +198,7 @@ struct RecordRow(UsageRecord);
 impl FromRow<'_, SqliteRow> for RecordRow {
     fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
         let request_id: String = row.try_get("request_id")?;
-        let text = |column| row.try_get::<String, _>(column).map(String::into_boxed_str);
+        let text = |column| row.try_get::<String, _>(column).map(Arc::from);
         Ok(Self(UsageRecord {
             request_id: Uuid::parse_str(&request_id).map_err(|error| sqlx::Error::Decode(error.into()))?,
             account_id: text("account_id")?,

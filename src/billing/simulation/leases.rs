@@ -15,10 +15,10 @@ pub(super) const LEASE_MS: i64 = 3_000;
 pub(super) struct Leases {
     nodes: BTreeMap<Arc<str>, Node>,
     /// By account and node.
-    pub(super) held: BTreeMap<(Box<str>, Arc<str>), Held>,
-    wants: BTreeMap<Box<str>, i64>,
+    pub(super) held: BTreeMap<(Arc<str>, Arc<str>), Held>,
+    wants: BTreeMap<Arc<str>, i64>,
     /// What was taken back from nodes past their time, by account: they may have sold it.
-    pub(super) buried: BTreeMap<Box<str>, i64>,
+    pub(super) buried: BTreeMap<Arc<str>, i64>,
 }
 
 struct Node {
@@ -163,7 +163,7 @@ impl Books {
         self.seq += 1;
         let seq = self.seq;
         let balance = self.balances.get(&ask.account_id).map_or(0, |sum| sum.amount);
-        let of_account = |(account, _): &(Box<str>, Arc<str>)| *account == ask.account_id;
+        let of_account = |(account, _): &(Arc<str>, Arc<str>)| *account == ask.account_id;
         let others: Vec<Held> = self
             .leases
             .held
@@ -235,9 +235,9 @@ impl Books {
     pub(super) fn charge_leases(
         &mut self,
         node: &Arc<str>,
-        billed: &BTreeMap<Box<str>, (i64, i64)>,
+        billed: &BTreeMap<Arc<str>, (i64, i64)>,
         last_seq: i64,
-    ) -> BTreeMap<Box<str>, Lease> {
+    ) -> BTreeMap<Arc<str>, Lease> {
         let mut changed = BTreeMap::new();
         for (account, (cost, seq)) in billed {
             if let Some(held) = self.leases.held.get_mut(&(account.clone(), Arc::clone(node))) {

@@ -44,8 +44,8 @@ pub(super) struct Sum {
 /// A request as the ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Billed {
-    pub(super) account: Box<str>,
-    pub(super) key: Box<str>,
+    pub(super) account: Arc<str>,
+    pub(super) key: Arc<str>,
     pub(super) cost: i64,
     /// Out of whose spool it came.
     writer: String,
@@ -57,9 +57,9 @@ pub(super) struct Books {
     pub(super) answered: bool,
     pub(super) seq: i64,
     pub(super) leases: Leases,
-    pub(super) balances: BTreeMap<Box<str>, Sum>,
-    pub(super) spent: BTreeMap<Box<str>, Sum>,
-    pub(super) granted: BTreeMap<Box<str>, i64>,
+    pub(super) balances: BTreeMap<Arc<str>, Sum>,
+    pub(super) spent: BTreeMap<Arc<str>, Sum>,
+    pub(super) granted: BTreeMap<Arc<str>, i64>,
     pub(super) billed: BTreeMap<Uuid, Billed>,
     cursors: BTreeMap<String, i64>,
     /// What may not be, and was.
@@ -105,7 +105,7 @@ impl SimLedger {
     }
 
     /// Balances of accounts and spendings of keys, as a poll is told of them.
-    pub(super) async fn amounts(&self) -> (BTreeMap<Box<str>, Sum>, BTreeMap<Box<str>, Sum>) {
+    pub(super) async fn amounts(&self) -> (BTreeMap<Arc<str>, Sum>, BTreeMap<Arc<str>, Sum>) {
         let Some(store) = self.store() else {
             let books = self.books();
             return (books.balances.clone(), books.spent.clone());
@@ -183,13 +183,13 @@ impl Books {
                 }
             })
             .collect();
-        let mut billed: BTreeMap<Box<str>, (i64, i64)> = BTreeMap::new();
+        let mut billed: BTreeMap<Arc<str>, (i64, i64)> = BTreeMap::new();
         for (seq, (record, _)) in (first_seq..).zip(records.iter().zip(&fresh)).filter(|(_, (_, fresh))| **fresh) {
             let sum = billed.entry(record.account_id.clone()).or_default();
             *sum = (sum.0 + record.cost.0, seq);
         }
         let leases = node.map(|node| self.charge_leases(node, &billed, self.seq));
-        let lease = |leases: &BTreeMap<Box<str>, Lease>, record: &UsageRecord| {
+        let lease = |leases: &BTreeMap<Arc<str>, Lease>, record: &UsageRecord| {
             let moved = self.balances.get(&record.account_id).is_some_and(|sum| is_new && sum.seq >= first_seq);
             let seq = if moved { self.balances[&record.account_id].seq } else { 0 };
             leases.get(&record.account_id).copied().unwrap_or(Lease { amount: NanoUsd(0), seq })

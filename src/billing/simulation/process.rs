@@ -83,9 +83,9 @@ pub(super) struct Process {
     /// Requests that have ended, and whose clients wait.
     waiting: Vec<(usize, Boxed<Result<(), NotKept>>)>,
     /// A poll that has read what is elsewhere, and not yet the balances.
-    polling: Option<HashMap<Box<str>, NanoUsd>>,
+    polling: Option<HashMap<Arc<str>, NanoUsd>>,
     /// The newest balances that it was told, by a poll.
-    heard: BTreeMap<Box<str>, Sum>,
+    heard: BTreeMap<Arc<str>, Sum>,
     /// What its node has leased, where it is one of several.
     pub(super) tenant: Option<Tenant>,
     /// Something that it does will fail for good.

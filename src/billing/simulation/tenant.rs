@@ -41,7 +41,7 @@ pub(super) struct Tenant {
     until_us: u64,
     /// The ledger's number up to which it has heard.
     heard_seq: i64,
-    purses: BTreeMap<Box<str>, Arc<Purse>>,
+    purses: BTreeMap<Arc<str>, Arc<Purse>>,
 }
 
 impl Tenant {
@@ -53,7 +53,7 @@ impl Tenant {
     }
 
     /// Which purse is which account's.
-    pub(super) fn know(&mut self, accounts: &[Box<str>], purses: &[Arc<Purse>]) {
+    pub(super) fn know(&mut self, accounts: &[Arc<str>], purses: &[Arc<Purse>]) {
         self.purses = accounts.iter().cloned().zip(purses.iter().cloned()).collect();
     }
 

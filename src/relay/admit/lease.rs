@@ -82,9 +82,9 @@ pub struct LeaseCounts {
 /// What a node has leased, of which accounts, and who waits for more.
 #[derive(Debug, Default)]
 pub struct LeaseBook {
-    accounts: HashMap<Box<str>, Entry>,
+    accounts: HashMap<Arc<str>, Entry>,
     /// Accounts that are to be looked at before the next turn.
-    urgent: BTreeSet<Box<str>>,
+    urgent: BTreeSet<Arc<str>>,
     next_number: u64,
     /// Nothing is asked for that no request needs.
     is_draining: bool,

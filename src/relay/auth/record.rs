@@ -1,6 +1,7 @@
 //! A key as the store knows it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -11,9 +12,9 @@ use crate::relay::meter::NanoUsd;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRecord {
     /// The key's id; not the key.
-    pub key_id: Box<str>,
+    pub key_id: Arc<str>,
     /// Its account.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// The digest under which it is cached.
     pub digest: KeyDigest,
     /// The account's plan, by name.
@@ -22,6 +23,8 @@ pub struct KeyRecord {
     pub active: bool,
     /// Milliseconds since the Unix epoch after which it is no longer good.
     pub expires_at_ms: Option<i64>,
+    /// Whether its own limits are at most the plan's, whichever plan that is.
+    pub within_plan: bool,
     /// The key's own limit; the plan's where `None`.
     pub requests_per_minute: Option<u32>,
     /// The key's own limit; the plan's where `None`.
@@ -68,6 +71,7 @@ impl KeyRecord {
             plan: "free".into(),
             active: true,
             expires_at_ms: None,
+            within_plan: false,
             requests_per_minute: None,
             tokens_per_minute: None,
             concurrent_requests: None,

@@ -1,5 +1,7 @@
 //! What node and store say to each other about leases.
 
+use std::sync::Arc;
+
 use crate::relay::meter::NanoUsd;
 
 /// Of what is free a node gets at most one of so many parts beyond what it needs at once.
@@ -18,7 +20,7 @@ pub struct Lease {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseAsk {
     /// Whose.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// How much more is needed at once.
     pub need: NanoUsd,
     /// How much of that some of those who wait need, ever more of them. Anything in between helps nobody, and might help others.
@@ -37,7 +39,7 @@ pub struct LeaseAsk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseAnswer {
     /// Whose credit it is.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// What is leased now, in all.
     pub lease: Lease,
     /// What nobody has leased.
@@ -68,7 +70,7 @@ impl LeaseAsk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseReturn {
     /// Of which account.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// How much; nothing, where others want some and all of it is in use.
     pub amount: NanoUsd,
     /// The ledger's number by which the lease is known. If it has changed since, nothing is given back.
@@ -81,7 +83,7 @@ pub struct LeaseReturn {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseReturned {
     /// Of which account.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// The lease as it is now.
     pub lease: Lease,
     /// It was given back.
