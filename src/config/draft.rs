@@ -10,8 +10,8 @@ use super::payment::{self, Payment};
 use super::plan::{self, PlanRow};
 use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
-use super::snapshot::{BillingConfig, DashboardConfig, Limits, Listen, StoreConfig, TracesConfig};
-use super::{dashboard, listen, settings, telemetry};
+use super::snapshot::{BillingConfig, DashboardConfig, Limits, Listen, SharedConfig, StoreConfig, TracesConfig};
+use super::{dashboard, listen, settings, shared, telemetry};
 use crate::relay::route::Secret;
 
 /// How deep files may include files.
@@ -35,6 +35,7 @@ pub(super) struct Draft {
     pub(super) admin: Single<Secret>,
     pub(super) dashboard: Single<DashboardConfig>,
     pub(super) telemetry: Single<Option<TracesConfig>>,
+    pub(super) shared: Single<SharedConfig>,
     pub(super) payment: Single<Payment>,
     pub(super) plans: Vec<Row<PlanRow>>,
     pub(super) providers: Vec<Row<ProviderRow>>,
@@ -106,9 +107,7 @@ impl Draft {
         self.dashboard.read(root.optional("dashboard"), dashboard::read);
         self.telemetry.read(root.optional("telemetry"), telemetry::read);
         self.payment.read(root.optional("payment"), payment::read);
-        if let Some(shared) = root.optional("shared") {
-            settings::shared(&shared);
-        }
+        self.shared.read(root.optional("shared"), shared::read);
         add_rows(&mut self.plans, root.optional("plan"), plan::read);
         add_rows(&mut self.providers, root.optional("provider"), provider::read);
         add_rows(&mut self.models, root.optional("model"), model::read);

@@ -26,6 +26,7 @@ mod resolve;
 mod rules;
 mod secret;
 mod settings;
+mod shared;
 mod sink;
 mod snapshot;
 mod telemetry;
@@ -42,8 +43,8 @@ use reader::Reading;
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
 pub use snapshot::{
-    BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot,
-    StoreConfig, StripeConfig, TracesConfig,
+    BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SharedConfig, SinkConfig, SinkTarget,
+    Snapshot, StoreConfig, StripeConfig, TracesConfig,
 };
 
 /// Which of the providers that are written down must be usable.
@@ -103,6 +104,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let limits = std::mem::take(&mut draft.limits).into_content().unwrap_or_default();
     let admin_token = std::mem::take(&mut draft.admin).into_content();
     let dashboard = std::mem::take(&mut draft.dashboard).into_content().unwrap_or_default();
+    let shared = std::mem::take(&mut draft.shared).into_content();
     let traces = std::mem::take(&mut draft.telemetry).into_content().flatten();
     let payment = std::mem::take(&mut draft.payment).into_content().unwrap_or_default();
     let (catalogue, mut left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
@@ -121,6 +123,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
         limits,
         admin_token,
         dashboard,
+        shared,
         traces,
         stripe: payment.stripe,
         catalogue,

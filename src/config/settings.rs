@@ -1,5 +1,4 @@
-//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default. `[shared]` is known and refused: the
-//! relay has no place for it yet, and settings that do nothing are promises not kept.
+//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default.
 
 use std::time::Duration;
 
@@ -83,11 +82,6 @@ pub(super) fn admin(value: &Value<'_>) -> Option<Secret> {
     let token = token.and_then(|value| secret::required(&value));
     table.finish();
     token
-}
-
-/// `[shared]` is for several nodes.
-pub(super) fn shared(value: &Value<'_>) {
-    value.report("several nodes that share windows are not built yet; remove [shared]");
 }
 
 pub(super) fn limits(value: &Value<'_>) -> Option<Limits> {

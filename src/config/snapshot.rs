@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub admin_token: Option<Secret>,
     /// How people reach the dashboard, and on what terms they come in.
     pub dashboard: DashboardConfig,
+    /// Where nodes meet, if there are several. Begun once, at the start.
+    pub shared: Option<SharedConfig>,
     /// Where traces go, if there are to be any. Begun once, at the start.
     pub traces: Option<TracesConfig>,
     /// How customers pay by Stripe, if they may.
@@ -57,6 +59,7 @@ impl Snapshot {
                 "billing",
                 BillingConfig { drain_max: running.billing.drain_max, ..self.billing.clone() } != running.billing,
             ),
+            ("shared", self.shared != running.shared),
             ("telemetry", self.traces != running.traces),
         ]
         .into_iter()
@@ -241,6 +244,23 @@ pub enum SinkTarget {
         /// How many full files are kept; 0 keeps all.
         files_max: u32,
     },
+}
+
+/// `[shared]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedConfig {
+    /// `redis://` or `rediss://`, with a host and without user and password.
+    pub redis: Box<str>,
+    /// Who logs in there.
+    pub username: Option<Box<str>>,
+    /// By what.
+    pub password: Option<Secret>,
+    /// What this node is called, where it is not by its host and port.
+    pub node: Option<Box<str>>,
+    /// How many nodes there are at least.
+    pub nodes: u32,
+    /// How long a request waits for Redis.
+    pub wait_max: Duration,
 }
 
 /// `[telemetry.traces]`.

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use percent_encoding::percent_decode_str;
 use pingora_proxy::Session;
+use uuid::Uuid;
 
 use super::body::{self, BodyLimits};
 use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
@@ -14,11 +15,12 @@ use super::failed_logins::Failed;
 use super::idempotency::{self, Looked};
 use super::{Shared, answer, head, replay};
 use crate::billing::{Opening, Ticket};
-use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, check_credit};
+use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, WindowView, check_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
 use crate::relay::dialect::{self, openai::ChatRequest};
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Course, Model, Target};
+use crate::shared::{Slot, Verdict, Windows};
 
 /// What has become of a request.
 pub(super) enum Received {
@@ -193,12 +195,12 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
             Looked::Repeat(replay) => return answer::replay(session, exchange, model, replay).await,
         },
     };
-    let mut admitted = admit(shared, exchange, caller, model, &mut request)?;
+    let mut admitted = admit(shared, exchange, caller, model, &mut request).await?;
     if let Some(candidate) = candidate {
         match shared.idempotency.claim(*candidate).await {
             Ok(claim) => admitted.claim = Some(claim),
             Err(refusal) => {
-                admitted.permit.settle_tokens(0, exchange.arrival.clock.now_us());
+                admitted.settle_tokens(0, exchange.arrival.clock.now_us());
                 exchange.step = Step::Authenticated(admitted.caller);
                 return Err(refusal);
             }
@@ -270,8 +272,45 @@ fn bounds(request: &ChatRequest, model: &Model) -> Bounds {
     }
 }
 
+/// By what the node's own windows admit a request.
+struct Terms {
+    limits: KeyLimits,
+    /// What other nodes count already, and the windows of all of them, where they were asked.
+    shared: Option<(Slot, Option<WindowView>)>,
+}
+
+impl Terms {
+    /// The windows that the client is told of, where `own` are the node's.
+    fn window(&self, own: WindowView) -> WindowView {
+        self.shared.as_ref().and_then(|(_, view)| *view).unwrap_or(own)
+    }
+
+    /// The same where the request gives back what it took.
+    fn window_without(&self, own: WindowView) -> WindowView {
+        let Some(mut view) = self.shared.as_ref().and_then(|(_, view)| *view) else { return own };
+        view.requests.remaining = (view.requests.remaining + 1).min(view.requests.limit);
+        view
+    }
+}
+
+/// Asks the windows that nodes share. The error is their refusal.
+async fn ask_all_nodes(
+    windows: &Arc<Windows>,
+    caller: &Caller,
+    request_id: Uuid,
+    limits: &KeyLimits,
+    reserved: u64,
+) -> Result<Terms, (Refusal, WindowView)> {
+    match windows.admit(&caller.record.digest, request_id, limits, reserved).await {
+        // What is admitted there is only counted here.
+        Verdict::Admitted(slot, view) => Ok(Terms { limits: limits.counting(), shared: Some((slot, Some(view))) }),
+        Verdict::Refused(refusal, view) => Err((refusal, view)),
+        Verdict::Here(slot, share) => Ok(Terms { limits: share, shared: Some((slot, None)) }),
+    }
+}
+
 /// Takes the request's place in the limits and in the books.
-fn admit(
+async fn admit(
     shared: &Shared,
     exchange: &mut Exchange,
     caller: Caller,
@@ -279,20 +318,49 @@ fn admit(
     request: &mut ChatRequest,
 ) -> Result<Admitted, Refusal> {
     let key_limits = limits_of(exchange, &caller.entry)?;
-    let now_us = exchange.arrival.clock.now_us();
     let reserved = reservation(request, &model);
-    let open = || ticket(shared, exchange, &caller, request, &model);
-    let (permit, ticket) = match caller.entry.limiter.admit_with(&key_limits, reserved, now_us, open) {
-        Ok(admitted) => admitted,
-        Err(refusal) => {
-            let window = caller.entry.limiter.view(&key_limits, now_us);
-            exchange.step = Step::Authenticated(Caller { window, ..caller });
-            return Err(refusal);
+    let terms = match &shared.windows {
+        None => Terms { limits: key_limits, shared: None },
+        Some(windows) => {
+            let request_id = exchange.arrival.request_id;
+            match ask_all_nodes(windows, &caller, request_id, &key_limits, reserved).await {
+                Ok(terms) => terms,
+                Err((refusal, window)) => {
+                    exchange.step = Step::Authenticated(Caller { window, ..caller });
+                    return Err(refusal);
+                }
+            }
         }
     };
-    let caller = Caller { window: *permit.view(), ..caller };
-    Ok(Admitted { caller, model, permit, ticket: Some(ticket), claim: None })
+    let now_us = exchange.arrival.clock.now_us();
+    let open = || ticket(shared, exchange, &caller, request, &model);
+    let (permit, ticket) = match caller.entry.limiter.admit_with(&terms.limits, reserved, now_us, open) {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            let window = terms.window_without(caller.entry.limiter.view(&terms.limits, now_us));
+            exchange.step = Step::Authenticated(Caller { window, ..caller });
+            return Err(for_now(refusal, &key_limits, reserved));
+        }
+    };
+    let caller = Caller { window: terms.window(*permit.view()), ..caller };
+    let slot = terms.shared.map(|(mut slot, _)| {
+        slot.hold();
+        slot
+    });
+    Ok(Admitted { caller, model, permit, slot, ticket: Some(ticket), claim: None })
 }
+
+/// What a node's share is too small for may still fit the whole limit, once all nodes can be asked again.
+fn for_now(refusal: Refusal, limits: &KeyLimits, reserved: u64) -> Refusal {
+    let is_for_ever = refusal.cause == Cause::RateLimitExceeded && refusal.retry_after_ms.is_none();
+    if is_for_ever && limits.tokens_per_minute.is_some_and(|limit| reserved <= limit) {
+        return refusal.retry_after_ms(SHARE_RETRY_MS);
+    }
+    refusal
+}
+
+/// When to come back where it depends on Redis: nobody can know, so soon.
+const SHARE_RETRY_MS: u64 = 1_000;
 
 fn find_model(exchange: &Exchange, caller: &Caller, id: &str) -> Result<Arc<Model>, Refusal> {
     let Some(model) = exchange.arrival.snapshot.catalogue.model(id) else {

@@ -64,6 +64,7 @@ use crate::billing::Recorder;
 use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
 use crate::relay::route::RetryBudget;
+use crate::shared::Windows;
 use crate::store::Store;
 use crate::telemetry::{AccessLog, Metrics, Traces};
 
@@ -79,6 +80,8 @@ pub struct Shared {
     config_status: Mutex<ConfigStatus>,
     store: Store,
     keyring: Arc<Keyring>,
+    /// What keys have taken at all nodes; `None` where there is one node.
+    windows: Option<Arc<Windows>>,
     recorder: Recorder,
     idempotency: Idempotency,
     metrics: Arc<Metrics>,

@@ -1,7 +1,8 @@
-//! The configuration of billing and traces, as those rooms want to be told of it.
+//! The configuration of billing, traces and shared windows, as those rooms want to be told of it.
 
 use crate::billing::{self, SinkPlace, SpoolPlace};
 use crate::config;
+use crate::shared;
 use crate::telemetry::TracesPlace;
 
 pub(super) fn spool_place(config: &config::BillingConfig) -> SpoolPlace {
@@ -36,5 +37,20 @@ pub(super) fn traces_place(config: config::TracesConfig) -> TracesPlace {
         trust_parent: config.trust_parent,
         propagate: config.propagate,
         service_name: config.service_name,
+    }
+}
+
+/// Without a name of its own a node is called by its host and the port of its client API: so two of one machine differ, and a process
+/// that takes over from another is the same node.
+pub(super) fn shared_place(config: config::SharedConfig, listen: &config::Listen) -> shared::Place {
+    let port = listen.http.or(listen.https.as_ref().map(|https| https.address)).map_or(0, |address| address.port());
+    let by_host = || format!("{}:{port}", rustix::system::uname().nodename().to_string_lossy()).into();
+    shared::Place {
+        url: config.redis,
+        username: config.username,
+        password: config.password,
+        node: config.node.unwrap_or_else(by_host),
+        nodes_min: config.nodes,
+        wait_max: config.wait_max,
     }
 }

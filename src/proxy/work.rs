@@ -17,7 +17,7 @@ use super::idempotency::Idempotency;
 use super::in_flight::InFlight;
 use super::keyring::Keyring;
 use super::notify::Notifier;
-use super::places::{spool_place, traces_place};
+use super::places::{shared_place, spool_place, traces_place};
 use super::resolve::Resolver;
 use super::server::ServeError;
 use super::stage::Stage;
@@ -28,6 +28,7 @@ use crate::billing;
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::relay::route::RetryBudget;
+use crate::shared::{Keeper, Windows};
 use crate::store::{Difference, Store};
 use crate::telemetry::{AccessLog, Metrics, TraceWriter, Traces, Writer};
 
@@ -41,6 +42,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Work {
     background: [JoinHandle<()>; 6],
     desk: Ending,
+    /// What keeps the windows that nodes share.
+    keeper: Option<Ending>,
     billing: Ending,
     trace_writer: Option<TraceWriter>,
     log_writer: Writer,
@@ -68,6 +71,7 @@ impl Work {
         let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
         let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
         let (traces, trace_writer) = start_traces(&live.load())?;
+        let (windows, keeper) = share_windows(&live.load(), &metrics)?.unzip();
         let (recorder, worker) = runtime
             .block_on(billing::open(&spool_place(&live.load().billing), store.clone()))
             .map_err(|error| ServeError::Billing(error.to_string()))?;
@@ -83,6 +87,7 @@ impl Work {
             config_status: Mutex::new(ConfigStatus { loaded_at_ms: clock.unix_ms(), ..ConfigStatus::default() }),
             store: store.clone(),
             keyring: Arc::clone(&keyring),
+            windows,
             recorder,
             idempotency,
             metrics: Arc::clone(&metrics),
@@ -110,7 +115,8 @@ impl Work {
         ];
         let billing = Ending::begin(runtime, |told| worker.run(told, observe));
         let desk = Ending::begin(runtime, |told| desk.run(told));
-        Ok((shared, Self { background, desk, billing, trace_writer, log_writer }))
+        let keeper = keeper.map(|keeper| Ending::begin(runtime, |told| keeper.run(told)));
+        Ok((shared, Self { background, desk, keeper, billing, trace_writer, log_writer }))
     }
 
     /// Brings everything that was recorded into the ledger and the sinks, or at least into the spool; and then the log.
@@ -120,6 +126,9 @@ impl Work {
         }
         if !self.desk.end(runtime) {
             tracing::error!("claims on Idempotency-Keys were not settled; they end by themselves");
+        }
+        if self.keeper.is_some_and(|keeper| !keeper.end(runtime)) {
+            tracing::error!("Redis was not told which requests have ended; their places come back by themselves");
         }
         if !self.billing.end(runtime) {
             tracing::error!("billing broke off; what it had not settled is in the spool and settles at the next start");
@@ -148,6 +157,19 @@ impl Ending {
         let _ = self.tell.send(());
         runtime.block_on(self.task).is_ok()
     }
+}
+
+/// The windows that nodes share, where there are several.
+#[expect(clippy::float_arithmetic, reason = "series are floats")]
+fn share_windows(
+    snapshot: &config::Snapshot,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<(Arc<Windows>, Keeper)>, ServeError> {
+    let Some(config) = snapshot.shared.clone() else { return Ok(None) };
+    let metrics = Arc::clone(metrics);
+    let observe = move |us: u64| metrics.shared_windows_seconds.observe(us as f64 / 1e6);
+    let windows = Windows::new(shared_place(config, &snapshot.listen), observe);
+    windows.map(Some).map_err(|error| ServeError::Process(error.to_string()))
 }
 
 /// Starts what sends traces, where there are to be any.

@@ -27,6 +27,7 @@ pub struct Setup {
     pub limits: String,
     pub billing: String,
     pub spool: Option<PathBuf>,
+    pub store: Option<PathBuf>,
     pub tables: String,
     pub environment: Vec<(String, String)>,
     pub files: Vec<(String, String)>,
@@ -49,6 +50,7 @@ impl Setup {
             limits: String::new(),
             billing: String::new(),
             spool: None,
+            store: None,
             tables: String::new(),
             environment: vec![("UPSTREAM_KEY".into(), PROVIDER_KEY.into())],
             files: Vec::new(),
@@ -98,6 +100,13 @@ impl Setup {
     #[must_use]
     pub fn spool(mut self, path: &std::path::Path) -> Self {
         self.spool = Some(path.to_path_buf());
+        self
+    }
+
+    /// The store's file, if not in the relay's folder: several relays may have one.
+    #[must_use]
+    pub fn store(mut self, path: &std::path::Path) -> Self {
+        self.store = Some(path.to_path_buf());
         self
     }
 
@@ -160,10 +169,11 @@ impl Setup {
     fn toml(&self, ports: &[Reserved; 4], folder: PathBuf) -> String {
         let [http, admin, metrics, https] = ports.each_ref().map(|port| port.address);
         let spool = self.spool.clone().unwrap_or_else(|| folder.join("spool.db"));
-        let folder = folder.display();
+        let store = self.store.clone().unwrap_or_else(|| folder.join("tollgate.db"));
+        let store = store.display();
         let mut toml = format!(
             "[listen]\nhttp = \"{http}\"\nadmin = \"{admin}\"\nmetrics = \"{metrics}\"\n{listen}\n\
-             [store]\nurl = \"sqlite://{folder}/tollgate.db\"\n\n[billing]\nspool = {spool:?}\n{billing}\n\
+             [store]\nurl = \"sqlite://{store}\"\n\n[billing]\nspool = {spool:?}\n{billing}\n\
              [limits]\n{limits}\n\
              [[plan]]\nname = \"open\"\nrequests_per_minute = 100_000\n\n\
              [[plan]]\nname = \"free\"\nrequests_per_minute = 30\n\n{tables}\n",

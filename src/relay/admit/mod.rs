@@ -1,7 +1,7 @@
 //! What a key may take: requests and tokens of its windows, requests at once, and its account's credit.
 //!
-//! Windows, counts and holds are exact and belong to this process; how several nodes share them is not known here. What a
-//! request may come to cost ([`Estimate`]) is held ([`Hold`]) from before it is sent until its cost is known.
+//! Windows, counts and holds are exact and belong to this process; several nodes share windows by the same rules in Redis
+//! (`shared`). What a request may come to cost ([`Estimate`]) is held ([`Hold`]) from before it is sent until its cost is known.
 
 mod estimate;
 mod limiter;
@@ -9,7 +9,7 @@ mod purse;
 mod window;
 
 pub use estimate::{Bounds, Estimate};
-pub use limiter::{KeyLimiter, KeyLimits, Permit, TakenLimits, WindowView};
+pub use limiter::{Denied, KeyLimiter, KeyLimits, Permit, TakenLimits, WindowView};
 pub use purse::{Charge, Hold, HoldGauge, Purse, Spending, check_credit};
 pub use window::{WINDOW_SECONDS, Window};
 

@@ -1,0 +1,487 @@
+//! The scripts against the rules of `relay::admit`, and nodes that share a real Redis.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use redis::{Cmd, Connection};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use super::script::{Answered, Ask, Outcome, SLOT_US, Scripts};
+use super::testing::Server;
+use super::{Keeper, Place, Slot, Tag, Verdict, Windows};
+use crate::relay::admit::{Denied, KeyLimiter, KeyLimits, Permit};
+use crate::relay::auth::KeyDigest;
+
+/// Time stands still until a test moves it.
+const TEST_CLOCK: &str = "local now = tonumber(redis.call('GET', 'clock'))\n";
+/// A time as servers have it.
+const BEGAN_US: u64 = 1_800_000_000_123_456;
+const SECOND_US: u64 = 1_000_000;
+/// For slots that nobody renews and that are not to end.
+const NEVER_US: u64 = 1 << 50;
+
+/// The scripts on a server, at a time that the test sets.
+struct Bench {
+    scripts: Scripts,
+    connection: Connection,
+    now_us: u64,
+    asked: u128,
+}
+
+impl Bench {
+    fn new(server: &Server) -> Self {
+        let mut bench =
+            Self { scripts: Scripts::by_clock(TEST_CLOCK), connection: server.connect(), now_us: 0, asked: 0 };
+        for script in bench.scripts.all() {
+            redis::cmd("SCRIPT").arg("LOAD").arg(&script.source).exec(&mut bench.connection).unwrap();
+        }
+        bench.set(BEGAN_US);
+        bench
+    }
+
+    fn set(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        redis::cmd("SET").arg("clock").arg(now_us).exec(&mut self.connection).unwrap();
+    }
+
+    fn run(&mut self, command: &Cmd) -> i64 {
+        command.query(&mut self.connection).unwrap()
+    }
+
+    fn admit(&mut self, tag: Tag, limits: &KeyLimits, reserve: u64) -> (Uuid, Answered) {
+        self.admit_for(tag, limits, reserve, NEVER_US)
+    }
+
+    fn admit_for(&mut self, tag: Tag, limits: &KeyLimits, reserve: u64, slot_us: u64) -> (Uuid, Answered) {
+        self.asked += 1;
+        let id = Uuid::from_u128(self.asked);
+        let ask = Ask { tag, id, limits, reserve, latest_us: self.now_us, slot_us };
+        let numbers: Vec<i64> = self.scripts.admit(&ask).query(&mut self.connection).unwrap();
+        (id, Answered::read(&numbers, limits).unwrap())
+    }
+
+    fn release(&mut self, tag: Tag, id: Uuid, at_us: Option<u64>, reserved: Option<u64>, used: Option<u64>) -> i64 {
+        let command = self.scripts.release(tag, id, at_us, reserved, used);
+        self.run(&command)
+    }
+}
+
+fn tag(number: u8) -> Tag {
+    Tag([number; 16])
+}
+
+fn limits(requests: u32, tokens: Option<u64>, at_once: Option<u32>) -> KeyLimits {
+    KeyLimits { requests_per_minute: requests, tokens_per_minute: tokens, concurrent_requests: at_once }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Wait { us: u64 },
+    Admit { requests: u32, tokens: u64, at_once: u32, reserve: u64 },
+    End { which: usize, used: Option<u64>, knows_when: bool },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let wait = prop_oneof![
+        Just(0),
+        Just(1),
+        Just(60 * SECOND_US),
+        Just(60 * SECOND_US + 1),
+        0..SECOND_US,
+        0..10 * SECOND_US,
+        0..40 * SECOND_US
+    ];
+    let step = prop_oneof![
+        2 => wait.prop_map(|us| Step::Wait { us }),
+        4 => (0u32..7, 0u64..120, 0u32..5, 0u64..60).prop_map(|(requests, tokens, at_once, reserve)| {
+            Step::Admit { requests, tokens, at_once, reserve }
+        }),
+        2 => (any::<usize>(), proptest::option::of(0u64..150), any::<bool>())
+            .prop_map(|(which, used, knows_when)| Step::End { which, used, knows_when }),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+/// A request that both have admitted.
+struct Running {
+    id: Uuid,
+    at_us: u64,
+    reserved: Option<u64>,
+    permit: Permit,
+}
+
+fn agree(bench: &mut Bench, key: Tag, has_tokens: bool, has_at_once: bool, steps: Vec<Step>) {
+    let model = Arc::new(KeyLimiter::default());
+    let mut running: Vec<Running> = Vec::new();
+    for step in steps {
+        match step {
+            Step::Wait { us } => bench.set(bench.now_us + us),
+            Step::Admit { requests, tokens, at_once, reserve } => {
+                let terms = limits(requests, has_tokens.then_some(tokens), has_at_once.then_some(at_once));
+                let expected = model.admit(&terms, reserve, bench.now_us);
+                let (id, found) = bench.admit(key, &terms, reserve);
+                match (expected, &found.outcome) {
+                    (Ok(permit), Outcome::Admitted) => {
+                        assert_eq!(&found.view, permit.view());
+                        let reserved = has_tokens.then_some(reserve);
+                        running.push(Running { id, at_us: found.at_us, reserved, permit });
+                    }
+                    (Err(refusal), Outcome::Denied(denied)) => {
+                        let told = denied.refusal(&terms, reserve);
+                        assert_eq!(
+                            (told.cause, told.retry_after_ms, &told.message),
+                            (refusal.cause, refusal.retry_after_ms, &refusal.message)
+                        );
+                        assert_eq!(found.view, model.view(&terms, bench.now_us));
+                    }
+                    (expected, found) => panic!("{found:?}, and not {:?}", expected.map(|_| ())),
+                }
+            }
+            Step::End { which, used, knows_when } => {
+                if running.is_empty() {
+                    continue;
+                }
+                let mut ended = running.swap_remove(which % running.len());
+                if let Some(used) = used {
+                    ended.permit.settle_tokens(used, bench.now_us);
+                }
+                // Where it is not known it is looked for among the last minute's.
+                let at_us = (knows_when || bench.now_us > ended.at_us + 60 * SECOND_US).then_some(ended.at_us);
+                bench.release(key, ended.id, at_us, ended.reserved, used);
+                assert_eq!(bench.release(key, ended.id, at_us, ended.reserved, used), 0, "twice is once");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_scripts_and_the_rules_agree() {
+    let Some(server) = Server::start() else { return };
+    let bench = RefCell::new((0u32, Bench::new(&server)));
+    let config = ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(has_tokens in any::<bool>(), has_at_once in any::<bool>(), steps in steps())| {
+        let (case, bench) = &mut *bench.borrow_mut();
+        *case += 1;
+        let mut key = [0; 16];
+        key[..4].copy_from_slice(&case.to_be_bytes());
+        agree(bench, Tag(key), has_tokens, has_at_once, steps);
+    });
+}
+
+#[test]
+fn what_is_undone_was_never_there() {
+    let Some(server) = Server::start() else { return };
+    let mut bench = Bench::new(&server);
+    let terms = limits(2, Some(100), Some(2));
+    let (first, found) = bench.admit(tag(1), &terms, 60);
+    assert_eq!((found.view.requests.remaining, found.view.tokens.unwrap().remaining), (1, 40));
+    let undo = bench.scripts.undo(tag(1), first, Some(60));
+    assert_eq!((bench.run(&undo), bench.run(&undo)), (1, 0));
+    let (_, found) = bench.admit(tag(1), &terms, 100);
+    assert_eq!((found.outcome, found.view.requests.remaining), (Outcome::Admitted, 1));
+    assert_eq!(bench.admit(tag(1), &limits(2, None, Some(2)), 0).1.outcome, Outcome::Admitted, "one more at once");
+}
+
+#[test]
+fn what_was_admitted_elsewhere_is_counted_once_and_at_its_time() {
+    let Some(server) = Server::start() else { return };
+    let mut bench = Bench::new(&server);
+    let terms = limits(3, Some(100), Some(1));
+    let at_us = BEGAN_US - 59 * SECOND_US;
+    let record = bench.scripts.record(tag(1), Uuid::from_u128(77), at_us, Some(90), Some(SECOND_US));
+    assert_eq!((bench.run(&record), bench.run(&record)), (1, 0));
+    assert_eq!(bench.admit(tag(1), &terms, 20).1.outcome, Outcome::Denied(Denied::Tokens { retry_after_ms: 1_001 }));
+    assert_eq!(bench.admit(tag(1), &terms, 10).1.outcome, Outcome::Denied(Denied::AtOnce));
+    let later_us = BEGAN_US + SECOND_US + 1;
+    bench.set(later_us);
+    let (_, found) = bench.admit(tag(1), &terms, 100);
+    assert_eq!((found.outcome, found.view.requests.remaining), (Outcome::Admitted, 2), "it has left all of them");
+    let old = bench.scripts.record(tag(1), Uuid::from_u128(78), at_us, Some(90), None);
+    assert_eq!(bench.run(&old), 0, "too old to count");
+    // Between others, as if it had always been there.
+    for (number, seconds) in [(80, 30), (81, 50), (82, 40), (83, 40)] {
+        let at_us = later_us - seconds * SECOND_US;
+        let record = bench.scripts.record(tag(2), Uuid::from_u128(number), at_us, Some(10), None);
+        assert_eq!(bench.run(&record), 1);
+    }
+    let found = bench.admit(tag(2), &limits(9, Some(45), None), 45).1.outcome;
+    assert_eq!(found, Outcome::Denied(Denied::Tokens { retry_after_ms: 30_001 }), "when the last of them leaves");
+    let found = bench.admit(tag(2), &limits(9, Some(45), None), 35).1.outcome;
+    assert_eq!(found, Outcome::Denied(Denied::Tokens { retry_after_ms: 20_001 }), "when those of one second leave");
+}
+
+#[test]
+fn a_slot_that_nobody_renews_comes_back() {
+    let Some(server) = Server::start() else { return };
+    let mut bench = Bench::new(&server);
+    let terms = limits(9, None, Some(1));
+    let (id, _) = bench.admit_for(tag(1), &terms, 0, SLOT_US);
+    let renewed_us = BEGAN_US + SLOT_US - 1;
+    bench.set(renewed_us);
+    let renew = bench.scripts.renew(tag(1), &[id]);
+    assert_eq!(bench.run(&renew), 1);
+    bench.set(renewed_us + SLOT_US - 1);
+    assert_eq!(bench.admit(tag(1), &terms, 0).1.outcome, Outcome::Denied(Denied::AtOnce));
+    bench.set(renewed_us + SLOT_US);
+    assert_eq!(bench.admit(tag(1), &terms, 0).1.outcome, Outcome::Admitted);
+}
+
+#[test]
+fn what_comes_too_late_does_nothing() {
+    let Some(server) = Server::start() else { return };
+    let mut bench = Bench::new(&server);
+    let terms = limits(1, None, None);
+    let ask = Ask {
+        tag: tag(1),
+        id: Uuid::from_u128(1),
+        limits: &terms,
+        reserve: 0,
+        latest_us: BEGAN_US - 1,
+        slot_us: NEVER_US,
+    };
+    let numbers: Vec<i64> = bench.scripts.admit(&ask).query(&mut bench.connection).unwrap();
+    assert_eq!(Answered::read(&numbers, &terms).unwrap().outcome, Outcome::Late);
+    assert_eq!(bench.admit(tag(1), &terms, 0).1.outcome, Outcome::Admitted);
+}
+
+#[test]
+fn a_servers_clock_that_is_set_back_holds_nobody_up_for_long() {
+    let Some(server) = Server::start() else { return };
+    let mut bench = Bench::new(&server);
+    let terms = limits(1, None, None);
+    bench.admit(tag(1), &terms, 0);
+    bench.set(BEGAN_US - 30 * SECOND_US);
+    let found = bench.admit(tag(1), &terms, 0).1.outcome;
+    assert_eq!(found, Outcome::Denied(Denied::Requests { retry_after_ms: 90_000 }));
+    bench.set(BEGAN_US - 3_600 * SECOND_US);
+    assert_eq!(bench.admit(tag(1), &terms, 0).1.outcome, Outcome::Admitted);
+}
+
+/// A node of a test: its windows, and the task that keeps them.
+struct Node {
+    windows: Arc<Windows>,
+    end: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    fn start(server: &Server, name: &str, wait_ms: u64) -> Self {
+        let place = Place {
+            url: server.url.as_str().into(),
+            username: None,
+            password: None,
+            node: name.into(),
+            nodes_min: 1,
+            wait_max: Duration::from_millis(wait_ms),
+        };
+        let (windows, keeper): (_, Keeper) = Windows::new(place, |_| {}).unwrap();
+        let (end, told) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            keeper
+                .run(async {
+                    let _ = told.await;
+                })
+                .await;
+        });
+        Self { windows, end: Some(end), task }
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Windows) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !holds(&self.windows) {
+            assert!(Instant::now() < end, "waited in vain: {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until_asked(&self) {
+        self.until("Redis to be asked", |windows| !windows.observed().degraded).await;
+    }
+
+    async fn admit(&self, terms: &KeyLimits, reserve: u64) -> Verdict {
+        self.windows.admit(&KeyDigest([5; 32]), Uuid::now_v7(), terms, reserve).await
+    }
+
+    /// Admits by Redis and holds; the error is why not.
+    async fn hold(&self, terms: &KeyLimits, reserve: u64) -> Result<Slot, String> {
+        match self.admit(terms, reserve).await {
+            Verdict::Admitted(mut slot, _) => {
+                slot.hold();
+                Ok(slot)
+            }
+            Verdict::Refused(refusal, _) => Err(refusal.message.into_owned()),
+            Verdict::Here(..) => Err("decided here".into()),
+        }
+    }
+
+    async fn end(mut self) {
+        drop(self.end.take());
+        self.task.await.unwrap();
+    }
+}
+
+/// Long enough for a machine that has other things to do.
+const PATIENT_MS: u64 = 1_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_give_out_exactly_the_limit() {
+    let Some(server) = Server::start() else { return };
+    let nodes = ["a", "b", "c"].map(|name| Node::start(&server, name, PATIENT_MS));
+    for node in &nodes {
+        node.until_asked().await;
+    }
+    let terms = limits(60, None, None);
+    let mut tasks = Vec::new();
+    for turn in 0..150 {
+        let windows = Arc::clone(&nodes[turn % 3].windows);
+        tasks.push(tokio::spawn(async move {
+            match windows.admit(&KeyDigest([5; 32]), Uuid::now_v7(), &terms, 0).await {
+                Verdict::Admitted(mut slot, view) => {
+                    slot.hold();
+                    Some(view.requests.remaining)
+                }
+                Verdict::Refused(refusal, _) => {
+                    assert!(refusal.retry_after_ms.is_some_and(|wait| (1..=60_000).contains(&wait)));
+                    None
+                }
+                Verdict::Here(..) => panic!("decided here"),
+            }
+        }));
+    }
+    let mut remaining = Vec::new();
+    for task in tasks {
+        remaining.extend(task.await.unwrap());
+    }
+    remaining.sort_unstable();
+    assert_eq!(remaining, (0..60).collect::<Vec<u64>>(), "sixty, each told of another one less");
+    nodes[0].until("all nodes to be seen", |windows| windows.observed().nodes == 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_dropped_before_it_is_held_is_given_back_and_what_ends_gives_back_its_place() {
+    let Some(server) = Server::start() else { return };
+    let (one, other) = (Node::start(&server, "a", PATIENT_MS), Node::start(&server, "b", PATIENT_MS));
+    one.until_asked().await;
+    other.until_asked().await;
+    let terms = limits(2, Some(100), Some(1));
+    let Verdict::Admitted(slot, view) = one.admit(&terms, 90).await else { panic!("there is room") };
+    assert_eq!((view.requests.remaining, view.tokens.unwrap().remaining), (1, 10));
+    let refused = other.hold(&terms, 10).await.err().unwrap();
+    assert!(refused.contains("requests running at once"), "{refused}");
+    drop(slot);
+    one.until("the slot to be undone", |windows| windows.trail().waiting() == 0).await;
+    let mut slot = until_held(&other, &terms, 80).await;
+    slot.settle(30);
+    drop(slot);
+    let Verdict::Admitted(_slot, view) = until_admitted(&one, &terms, 70).await else { panic!("there is room") };
+    assert_eq!((view.requests.remaining, view.tokens.unwrap().remaining), (0, 0), "30 used, 70 reserved");
+    other.end().await;
+}
+
+async fn until_held(node: &Node, terms: &KeyLimits, reserve: u64) -> Slot {
+    let Verdict::Admitted(mut slot, _) = until_admitted(node, terms, reserve).await else { panic!("not admitted") };
+    slot.hold();
+    slot
+}
+
+/// Asks until there is room: what is given back is given back soon, not at once.
+async fn until_admitted(node: &Node, terms: &KeyLimits, reserve: u64) -> Verdict {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match node.admit(terms, reserve).await {
+            Verdict::Refused(refusal, _) => assert!(Instant::now() < end, "{}", refusal.message),
+            verdict => return verdict,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_comes_back_empty_learns_what_was_admitted_whoever_did() {
+    let Some(mut server) = Server::start() else { return };
+    let node = Node::start(&server, "a", PATIENT_MS);
+    node.until_asked().await;
+    let terms = limits(10, Some(1_000), Some(10));
+    let mut slots = Vec::new();
+    for _ in 0..4 {
+        slots.push(node.hold(&terms, 100).await.unwrap());
+    }
+    server.stop();
+    node.until("the node to decide by itself", |windows| windows.observed().degraded).await;
+    for _ in 0..3 {
+        let Verdict::Here(mut slot, share) = node.admit(&terms, 100).await else { panic!("Redis is away") };
+        assert_eq!(share, terms, "there is one node");
+        slot.hold();
+        slots.push(slot);
+    }
+    let mut ended = slots.pop().unwrap();
+    ended.settle(50);
+    drop((ended, slots.remove(0)));
+    server.restart();
+    node.until_asked().await;
+    let Verdict::Admitted(_slot, view) = node.admit(&terms, 0).await else { panic!("there is room") };
+    assert_eq!(view.requests.remaining, 10 - 7 - 1);
+    assert_eq!(view.tokens.unwrap().remaining, 1_000 - 6 * 100 - 50);
+    let mut connection = server.connect();
+    let slot_key = Tag::of(&KeyDigest([5; 32])).key('c');
+    let running: u32 = redis::cmd("ZCARD").arg(slot_key).query(&mut connection).unwrap();
+    assert_eq!(running, 5 + 1, "those that run");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_and_windows_that_are_flushed_come_back() {
+    let Some(server) = Server::start() else { return };
+    let node = Node::start(&server, "a", PATIENT_MS);
+    node.until_asked().await;
+    let terms = limits(10, None, None);
+    let _first = node.hold(&terms, 0).await.unwrap();
+    let mut connection = server.connect();
+    redis::cmd("SCRIPT").arg("FLUSH").exec(&mut connection).unwrap();
+    let _second = node.hold(&terms, 0).await.unwrap();
+    redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
+    redis::cmd("SCRIPT").arg("FLUSH").exec(&mut connection).unwrap();
+    let key = Tag::of(&KeyDigest([5; 32])).key('r');
+    node.until("what was flushed to be there again", |_| {
+        redis::cmd("ZCARD").arg(&key).query::<u32>(&mut server.connect()).unwrap() == 2
+    })
+    .await;
+    assert!(node.hold(&terms, 0).await.is_ok());
+    assert!(!node.windows.observed().degraded);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_stands_still_is_waited_for_shortly_and_then_not_at_all() {
+    let Some(server) = Server::start() else { return };
+    let node = Node::start(&server, "a", 20);
+    node.until_asked().await;
+    node.windows.nodes.store(3, Ordering::Relaxed);
+    let terms = limits(60, None, None);
+    server.signal("STOP");
+    let mut slots = Vec::new();
+    for turn in 0..20 {
+        let asked = Instant::now();
+        let Verdict::Here(mut slot, share) = node.admit(&terms, 0).await else { panic!("it stands still") };
+        assert_eq!(share.requests_per_minute, 20);
+        // A machine that is busy with other things is allowed some more.
+        assert!(asked.elapsed() < Duration::from_millis(150), "{turn}: {:?}", asked.elapsed());
+        slot.hold();
+        slots.push(slot);
+    }
+    assert!(node.windows.observed().degraded);
+    let asked = Instant::now();
+    for _ in 0..100 {
+        assert!(matches!(node.admit(&terms, 0).await, Verdict::Here(..)));
+    }
+    assert!(asked.elapsed() < Duration::from_millis(100), "nobody waits any more: {:?}", asked.elapsed());
+    server.signal("CONT");
+    node.until_asked().await;
+    node.until("everything to be told", |windows| windows.trail().waiting() == 0).await;
+    let key = Tag::of(&KeyDigest([5; 32])).key('r');
+    let counted: u32 = redis::cmd("ZCARD").arg(key).query(&mut server.connect()).unwrap();
+    assert_eq!(counted, 20, "what was asked in vain and what was decided here, each once");
+}
