@@ -322,6 +322,54 @@ fn what_is_flushed_is_told_again() {
 }
 
 #[test]
+fn what_gemini_signed_at_one_node_is_known_at_another() {
+    let Some(redis) = Redis::start() else { return };
+    let upstream = Upstream::start(|_, answer| {
+        let call = json!({"functionCall": {"name": "f", "args": {}}, "thoughtSignature": "U2lnbmVkQnlHZW1pbmk="});
+        let usage = json!({"promptTokenCount": 5, "candidatesTokenCount": 3, "totalTokenCount": 8});
+        answer.json(
+            200,
+            &json!({
+                "candidates": [{"content": {"role": "model", "parts": [call]}, "finishReason": "STOP", "index": 0}],
+                "usageMetadata": usage
+            }),
+        );
+    });
+    let folder = TempDir::with_prefix("tollgate-nodes-").unwrap();
+    let table = format!(
+        "[shared]\nredis = \"{}\"\nwait_milliseconds_max = {PATIENT_MS}\n\n\
+         [[provider]]\nname = \"gemini\"\ndialect = \"gemini\"\nbase_url = \"http://{}\"\n\
+         credentials = [{{ env = \"UPSTREAM_KEY\" }}]\n",
+        redis.url(),
+        upstream.address
+    );
+    let start = || {
+        let setup = Setup::bare().store(&folder.path().join("tollgate.db")).table(&table);
+        setup.model(MODEL, &[("gemini", 0)]).start()
+    };
+    let nodes = Nodes { relays: vec![start(), start()], _folder: TempDir::new().unwrap() };
+    nodes.until_asked();
+    let [one, two] = &nodes.relays[..] else { panic!("two") };
+    let mut body = hello();
+    body["tools"] = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
+    let answer = Request::chat(&body).key(&one.key).send(one.http).json();
+    let mut call = answer["choices"][0]["message"]["tool_calls"][0].clone();
+    let id = call["id"].clone();
+    // As clients do that drop what they do not know.
+    call.as_object_mut().unwrap().remove("extra_content");
+    let history = body["messages"].as_array_mut().unwrap();
+    history.push(json!({"role": "assistant", "content": null, "tool_calls": [call]}));
+    history.push(json!({"role": "tool", "tool_call_id": id, "content": "done"}));
+    until("the signature to be known at the other node", || {
+        assert_eq!(Request::chat(&body).key(&one.key).send(two.http).status, 200);
+        let sent = upstream.received().last().unwrap().json().to_string();
+        sent.contains("U2lnbmVkQnlHZW1pbmk=").then_some(())
+    });
+    let kept = redis.dump();
+    assert!(kept.contains("tollgate:kept:") && !kept.contains("U2lnbmVk"), "{kept}");
+}
+
+#[test]
 fn without_the_table_nothing_is_asked() {
     let upstream = Upstream::polite();
     let relay = Setup::new(&upstream).start();

@@ -32,6 +32,7 @@ mod parting;
 mod passing;
 mod phases;
 mod places;
+mod recollection;
 mod replay;
 mod resolve;
 mod server;

@@ -21,7 +21,7 @@ use super::places::{shared_place, spool_place, traces_place};
 use super::resolve::Resolver;
 use super::server::ServeError;
 use super::stage::Stage;
-use super::{Shared, memory, settle};
+use super::{Shared, memory, recollection, settle};
 use crate::admin::api::ConfigStatus;
 use crate::admin::sale;
 use crate::billing;
@@ -72,6 +72,7 @@ impl Work {
         let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
         let (traces, trace_writer) = start_traces(&live.load())?;
         let (windows, keeper) = share_windows(&live.load(), &metrics)?.unzip();
+        let signatures = recollection::memory(windows.as_ref());
         let (recorder, worker) = runtime
             .block_on(billing::open(&spool_place(&live.load().billing), store.clone()))
             .map_err(|error| ServeError::Billing(error.to_string()))?;
@@ -100,7 +101,7 @@ impl Work {
             requests_in_flight: InFlight::default(),
             connections: Arc::default(),
             memory: Arc::default(),
-            signatures: Arc::default(),
+            signatures,
             stage: Stage::default(),
         });
         let observe = observer(&metrics, &shared.access_log, traces);

@@ -11,6 +11,7 @@ use redis::{Client, Cmd, RedisError};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::breaker::NodeCount;
+use super::keepsakes::KEPT_MS;
 use super::link::{Link, is_refusal, shown};
 use super::script::SLOT_US;
 use super::trail::Word;
@@ -24,6 +25,8 @@ const BEATS_TO_RENEW: u32 = 5;
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// How much is said at once: Redis does it in a few milliseconds, for which requests wait.
 const WORDS_AT_ONCE: usize = 128;
+/// How many small things are written at once.
+const THINGS_AT_ONCE: usize = 16;
 /// How many requests are renewed by one call.
 const RENEWED_AT_ONCE: usize = 500;
 /// How long telling what was missed may hold up asking again.
@@ -194,7 +197,7 @@ impl Keeper {
         loop {
             let due = windows.trail().due(windows.now_us(), WORDS_AT_ONCE);
             if due.is_empty() {
-                return Ok(());
+                return self.keep(&link).await;
             }
             let commands: Vec<Cmd> = due.iter().map(|(_, word)| self.command(&link, word)).collect();
             match link.say(&commands, &windows.scripts).await {
@@ -209,6 +212,17 @@ impl Keeper {
                     return Err(error.into());
                 }
             }
+        }
+    }
+
+    /// Writes what this node keeps for others. What cannot be written is no loss.
+    async fn keep(&self, link: &Link) -> Result<(), Trouble> {
+        loop {
+            let things = self.windows.keepsakes().take(THINGS_AT_ONCE);
+            if things.is_empty() {
+                return Ok(());
+            }
+            link.keep(&things, KEPT_MS).await?;
         }
     }
 

@@ -9,6 +9,7 @@ use redis::{
     ServerErrorKind,
 };
 
+use super::keepsakes::Thing;
 use super::script::{Script, Scripts};
 use crate::relay::route::Secret;
 
@@ -112,6 +113,24 @@ impl Link {
         }
     }
 
+    /// What was kept under those names.
+    pub(super) async fn fetch(&self, names: &[String]) -> Result<Vec<Option<Vec<u8>>>, RedisError> {
+        let mut pipeline = Pipeline::with_capacity(names.len());
+        for name in names {
+            pipeline.cmd("GET").arg(keepsake_key(name));
+        }
+        pipeline.query_async(&mut self.connection.clone()).await
+    }
+
+    /// Keeps things, each for so many milliseconds.
+    pub(super) async fn keep(&self, things: &[Thing], kept_ms: u64) -> Result<(), RedisError> {
+        let mut pipeline = Pipeline::with_capacity(things.len());
+        for (name, thing) in things {
+            pipeline.cmd("SET").arg(keepsake_key(name)).arg(thing.as_slice()).arg("PX").arg(kept_ms).ignore();
+        }
+        pipeline.exec_async(&mut self.connection.clone()).await
+    }
+
     /// The server showed that time when it was this here.
     pub(super) fn note_time(&self, server_us: u64, here_us: u64) {
         let signed = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
@@ -122,6 +141,10 @@ impl Link {
     pub(super) fn server_us(&self, here_us: u64) -> u64 {
         here_us.saturating_add_signed(self.offset_us.load(Ordering::Relaxed))
     }
+}
+
+fn keepsake_key(name: &str) -> String {
+    format!("tollgate:kept:{name}")
 }
 
 fn is_forgotten(error: &RedisError) -> bool {

@@ -15,11 +15,14 @@
 //! that count only while a heartbeat of their node lives, would have the script read a key that is not of the API key's hash tag, which
 //! Redis Cluster does not allow; and it would not bring back the slots of a Redis that has lost its memory, as renewals do.
 //!
+//! Besides, nodes keep small things for each other (`keepsakes`), which no request waits for longer than for its windows.
+//!
 //! Deliberately absent: the rules themselves, which are `relay::admit`'s and the scripts'; credit and keys, which are the store's; and
 //! Redis Cluster's redirections: a cluster is reached through a proxy, or not at all.
 
 mod breaker;
 mod keeper;
+mod keepsakes;
 mod link;
 mod script;
 mod trail;

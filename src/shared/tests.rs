@@ -485,3 +485,127 @@ async fn a_redis_that_stands_still_is_waited_for_shortly_and_then_not_at_all() {
     let counted: u32 = redis::cmd("ZCARD").arg(key).query(&mut server.connect()).unwrap();
     assert_eq!(counted, 20, "what was asked in vain and what was decided here, each once");
 }
+
+/// How many the key's sorted set has of that part.
+fn counted(connection: &mut Connection, part: char) -> u32 {
+    redis::cmd("ZCARD").arg(Tag::of(&KeyDigest([5; 32])).key(part)).query(connection).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_given_up_at_any_moment_leave_nothing_behind() {
+    let Some(server) = Server::start() else { return };
+    let node = Node::start(&server, "a", 20);
+    node.until_asked().await;
+    let terms = limits(10_000, Some(1_000_000), Some(10_000));
+    let (mut held, mut ran) = (Vec::new(), 0);
+    for round in 0..6u64 {
+        if round % 3 == 1 {
+            server.signal("STOP");
+        }
+        let mut tasks = Vec::new();
+        for turn in 0..60u64 {
+            let windows = Arc::clone(&node.windows);
+            tasks.push(tokio::spawn(async move {
+                let admitted = windows.admit(&KeyDigest([5; 32]), Uuid::now_v7(), &terms, 10);
+                let patience = Duration::from_micros((turn % 30) * 150);
+                let (Verdict::Admitted(mut slot, _) | Verdict::Here(mut slot, _)) = (match turn % 3 {
+                    0 => admitted.await,
+                    // The client leaves.
+                    _ => tokio::time::timeout(patience, admitted).await.ok()?,
+                }) else {
+                    return None;
+                };
+                // Every other one is refused for another reason after it was admitted.
+                (turn % 2 == 0).then(|| {
+                    slot.hold();
+                    slot.settle(5);
+                    slot
+                })
+            }));
+        }
+        for task in tasks {
+            held.extend(task.await.unwrap());
+        }
+        server.signal("CONT");
+        ran += held.len();
+        if round % 2 == 0 {
+            held.clear();
+        }
+    }
+    assert!(ran > 20, "some of them ran");
+    node.until_asked().await;
+    node.until("everything to be told", |windows| windows.trail().waiting() == 0).await;
+    let mut connection = server.connect();
+    let end = Instant::now() + Duration::from_secs(10);
+    while counted(&mut connection, 'c') as usize != held.len() {
+        assert!(Instant::now() < end, "{} of {} places", counted(&mut connection, 'c'), held.len());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    held.clear();
+    while counted(&mut connection, 'c') > 0 {
+        assert!(Instant::now() < end, "{} places are left", counted(&mut connection, 'c'));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let entries = node.windows.trail().remembered();
+    assert_eq!(counted(&mut connection, 'r') as usize, entries, "what was held, and nothing else");
+    let Verdict::Admitted(_slot, view) = node.admit(&terms, 0).await else { panic!("there is room") };
+    assert_eq!(view.tokens.unwrap().remaining, 1_000_000 - 5 * entries as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_node_keeps_another_finds() {
+    let Some(server) = Server::start() else { return };
+    let (one, other) = (Node::start(&server, "a", PATIENT_MS), Node::start(&server, "b", PATIENT_MS));
+    one.until_asked().await;
+    other.until_asked().await;
+    one.windows.keep("first".into(), b"a thing".to_vec());
+    let names = ["nothing".to_owned(), "first".to_owned()];
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = other.windows.fetch(&names).await;
+        assert_eq!((found.len(), &found[0]), (2, &None));
+        if found[1].as_deref() == Some(b"a thing") {
+            break;
+        }
+        assert!(Instant::now() < end, "it is not there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let left: i64 = redis::cmd("PTTL").arg("tollgate:kept:first").query(&mut server.connect()).unwrap();
+    assert!((1..=3_600_000).contains(&left));
+}
+
+/// Not a test of anything: it prints what a request costs Redis.
+#[test]
+fn what_a_request_costs_is_shown() {
+    let Some(server) = Server::start() else { return };
+    let mut bench = Bench::new(&server);
+    let spent = |bench: &mut Bench| {
+        let info: String = redis::cmd("INFO").arg("commandstats").query(&mut bench.connection).unwrap();
+        redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut bench.connection).unwrap();
+        let line = info.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default();
+        line.split(',').find_map(|part| part.strip_prefix("usec_per_call=")).unwrap_or("?").to_owned()
+    };
+    for (number, terms) in
+        [limits(100_000, None, None), limits(100_000, Some(1 << 40), Some(100_000))].into_iter().enumerate()
+    {
+        let key = tag(u8::try_from(number).unwrap());
+        spent(&mut bench);
+        let began = Instant::now();
+        let admitted: Vec<_> = (0..5_000)
+            .map(|turn| {
+                if turn % 100 == 0 {
+                    bench.set(bench.now_us + SECOND_US);
+                }
+                bench.admit(key, &terms, 100)
+            })
+            .collect();
+        let (whole, admission) = (began.elapsed() / 5_000, spent(&mut bench));
+        for (id, found) in admitted {
+            bench.release(key, id, Some(found.at_us), terms.tokens_per_minute.map(|_| 100), Some(50));
+        }
+        let release = spent(&mut bench);
+        println!(
+            "{terms:?}: {admission} µs of Redis an admission, {release} µs a release; one after the other {whole:?} each"
+        );
+    }
+}

@@ -158,6 +158,12 @@ impl Trail {
         self.notes.len()
     }
 
+    /// How many admissions are remembered.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The requests that have a slot, those of one key together.
     pub(super) fn running(&self) -> Vec<(Tag, Uuid)> {
         let mut running: Vec<_> = self.running.iter().map(|(id, tag)| (*tag, *id)).collect();

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::Tag;
 use super::breaker::Breaker;
 use super::keeper::Keeper;
+use super::keepsakes::Keepsakes;
 use super::link::{Link, Place, PlaceError, is_refusal};
 use super::script::{Answered, Ask, Outcome, SLOT_US, Scripts};
 use super::trail::{Entry, Trail, Word};
@@ -37,6 +38,7 @@ pub struct Windows {
     /// How many nodes there are, as far as is known.
     pub(super) nodes: AtomicU32,
     trail: Mutex<Trail>,
+    keepsakes: Mutex<Keepsakes>,
     origin: Instant,
     decided_there: AtomicU64,
     decided_here: AtomicU64,
@@ -81,6 +83,7 @@ impl Windows {
             breaker: Breaker::default(),
             news: Notify::new(),
             trail: Mutex::default(),
+            keepsakes: Mutex::default(),
             origin: Instant::now(),
             decided_there: AtomicU64::new(0),
             decided_here: AtomicU64::new(0),
@@ -144,6 +147,28 @@ impl Windows {
         }
     }
 
+    /// Keeps a small thing for other nodes, for an hour, where that is possible.
+    pub fn keep(&self, name: String, thing: Vec<u8>) {
+        if !self.breaker.is_open() {
+            self.keepsakes().push(name, thing, self.now_us());
+            self.news.notify_one();
+        }
+    }
+
+    /// What was kept under those names, by whichever node; as many as were asked for. Waits no longer than an admission does.
+    pub async fn fetch(&self, names: &[String]) -> Vec<Option<Vec<u8>>> {
+        let link = if self.breaker.is_open() { None } else { self.link.load_full() };
+        if let Some(link) = link {
+            match timeout(self.place.wait_max, link.fetch(names)).await {
+                Ok(Ok(found)) if found.len() == names.len() => return found,
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => self.broke(&error),
+                Err(_) => self.slow(),
+            }
+        }
+        vec![None; names.len()]
+    }
+
     /// What is shown.
     pub fn observed(&self) -> Observed {
         Observed {
@@ -178,6 +203,10 @@ impl Windows {
     pub(super) fn trail(&self) -> MutexGuard<'_, Trail> {
         // Nothing is left half done where a panic could come.
         self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn keepsakes(&self) -> MutexGuard<'_, Keepsakes> {
+        self.keepsakes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Microseconds of a clock that never goes back.
