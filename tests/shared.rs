@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::setup::MODEL;
+use support::tls::Authority;
 use support::{Connection, Gate, Lag, Redis, Relay, Request, Response, Setup, Upstream, until, within};
 use tempfile::TempDir;
 
@@ -367,6 +368,74 @@ fn what_gemini_signed_at_one_node_is_known_at_another() {
     });
     let kept = redis.dump();
     assert!(kept.contains("tollgate:kept:") && !kept.contains("U2lnbmVk"), "{kept}");
+}
+
+#[test]
+fn a_guarded_redis_is_reached_over_tls_and_by_its_password() {
+    const PASSWORD: &str = "a-password-of-tests-0123";
+    let authority = Authority::new("tests");
+    let Some(redis) = Redis::start_guarded(&authority.certify("127.0.0.1"), PASSWORD) else { return };
+    let upstream = Upstream::polite();
+    let start = |password: &str| {
+        let table = format!(
+            "[shared]\nredis = \"rediss://{}\"\npassword = {{ env = \"REDIS_PASSWORD\" }}\n\
+             wait_milliseconds_max = {PATIENT_MS}\n",
+            redis.tls
+        );
+        let setup = Setup::new(&upstream).table(&table).env("REDIS_PASSWORD", password);
+        setup.file("roots.pem", &authority.pem()).env("SSL_CERT_FILE", "roots.pem").start()
+    };
+    let relay = start(PASSWORD);
+    until("Redis to decide", || (!is_degraded(&relay)).then_some(()));
+    assert_eq!(relay.chat(&hello()).status, 200);
+    assert_eq!((decided(&relay, "redis") as usize, decided(&relay, "local") as usize), (1, 0));
+
+    let other = start("another-password");
+    until("it to be told why not", || other.stderr().contains("Redis cannot be asked").then_some(()));
+    assert_eq!((other.chat(&hello()).status, decided(&other, "local") as usize), (200, 1));
+    let told = other.stderr();
+    assert!(told.contains("WRONGPASS") || told.contains("authentication failed"), "{told}");
+    assert!(!told.contains("another-password"));
+}
+
+#[test]
+fn a_process_that_takes_over_counts_on_and_the_old_ones_places_are_held() {
+    let Some(redis) = Redis::start() else { return };
+    let gate = Gate::new();
+    let wait = gate.clone();
+    let upstream = Upstream::start(move |request, answer| {
+        if request.json()["seed"] == 1 {
+            wait.wait();
+        }
+        answer.politely(request);
+    });
+    let nodes = Nodes::start(1, &upstream, &redis.url(), PATIENT_MS);
+    let [relay] = &nodes.relays[..] else { panic!("one") };
+    let key = nodes.key(&["--rpm", "4", "--concurrency", "2"]);
+    let mut slow = hello();
+    slow["seed"] = json!(1);
+    let mut running = Request::chat(&slow).key(&key).begin(relay.http);
+    upstream.wait_for(1);
+    assert_eq!(ask(relay, &key).status, 200);
+    let old = relay.pid();
+    relay.signal("USR2");
+    let new = until("the new process", || taken_over(&relay.stderr()));
+    assert_ne!(new, old);
+    relay.succeeded_by(new);
+    // A new connection is the new process's.
+    let third = until("the new process to ask Redis", || Some(ask(relay, &key)).filter(|answer| answer.status == 200));
+    assert_eq!(third.number("x-ratelimit-remaining"), 1, "three of four, at both processes");
+    assert!((relay.metric("tollgate_shared_windows_nodes", &[]) as usize) <= 1, "one node still");
+    gate.open();
+    assert_eq!(running.response().status, 200);
+    until("all places to be free", || (redis.ask(&format!("ZCARD {}", slots_key(&redis))) == ":0").then_some(()));
+    assert_eq!((ask(relay, &key).status, ask(relay, &key).status), (200, 429));
+}
+
+/// The process that has taken over, by what the old one says.
+fn taken_over(log: &str) -> Option<u32> {
+    let line = log.lines().find(|line| line.contains("the new process has taken over"))?;
+    line.split("pid=").nth(1)?.split(|other: char| !other.is_ascii_digit()).next()?.parse().ok()
 }
 
 #[test]

@@ -193,7 +193,8 @@ return 1
 ";
 
 /// A request was admitted elsewhere, whatever the limits say. KEYS r, t, c. ARGV id, when, tokens (-1 for none), microseconds that its
-/// slot counts (-1 where it has none).
+/// slot counts (-1 where it has none). One that is new here and has ended brings the tokens that it used: a slot that was renewed before
+/// goes, or its release would settle them again.
 const RECORD: &str = r"
 local id, at, tokens, slot = ARGV[1], math.min(tonumber(ARGV[2]), now), tonumber(ARGV[3]), tonumber(ARGV[4])
 if slot >= 0 then
@@ -202,6 +203,7 @@ if slot >= 0 then
 end
 if now > at + WINDOW or redis.call('ZADD', KEYS[1], 'NX', text(at), id) == 0 then return 0 end
 redis.call('PEXPIRE', KEYS[1], 61000)
+if slot < 0 then redis.call('ZREM', KEYS[3], id) end
 if tokens > 0 then
   local buckets, used = load()
   tokens = math.min(tokens, 9007199254740991 - used)

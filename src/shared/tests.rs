@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -203,6 +202,13 @@ fn what_was_admitted_elsewhere_is_counted_once_and_at_its_time() {
     assert_eq!((found.outcome, found.view.requests.remaining), (Outcome::Admitted, 2), "it has left all of them");
     let old = bench.scripts.record(tag(1), Uuid::from_u128(78), at_us, Some(90), None);
     assert_eq!(bench.run(&old), 0, "too old to count");
+    // It ran when slots were renewed, and had ended when it was told of.
+    let (id, limit) = (Uuid::from_u128(79), limits(9, Some(100), None));
+    let renew = bench.scripts.renew(tag(3), &[id]);
+    let record = bench.scripts.record(tag(3), id, later_us, Some(30), None);
+    assert_eq!((bench.run(&renew), bench.run(&record)), (1, 1));
+    assert_eq!(bench.release(tag(3), id, None, Some(90), Some(30)), 0);
+    assert_eq!(bench.admit(tag(3), &limit, 0).1.view.tokens.unwrap().remaining, 70);
     // Between others, as if it had always been there.
     for (number, seconds) in [(80, 30), (81, 50), (82, 40), (83, 40)] {
         let at_us = later_us - seconds * SECOND_US;
@@ -271,12 +277,16 @@ struct Node {
 
 impl Node {
     fn start(server: &Server, name: &str, wait_ms: u64) -> Self {
+        Self::start_as_one_of(1, server, name, wait_ms)
+    }
+
+    fn start_as_one_of(nodes_min: u32, server: &Server, name: &str, wait_ms: u64) -> Self {
         let place = Place {
             url: server.url.as_str().into(),
             username: None,
             password: None,
             node: name.into(),
-            nodes_min: 1,
+            nodes_min,
             wait_max: Duration::from_millis(wait_ms),
         };
         let (windows, keeper): (_, Keeper) = Windows::new(place, |_| {}).unwrap();
@@ -457,9 +467,8 @@ async fn scripts_and_windows_that_are_flushed_come_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_stands_still_is_waited_for_shortly_and_then_not_at_all() {
     let Some(server) = Server::start() else { return };
-    let node = Node::start(&server, "a", 20);
+    let node = Node::start_as_one_of(3, &server, "a", 20);
     node.until_asked().await;
-    node.windows.nodes.store(3, Ordering::Relaxed);
     let terms = limits(60, None, None);
     server.signal("STOP");
     let mut slots = Vec::new();

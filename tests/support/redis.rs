@@ -15,22 +15,49 @@ use super::{Reserved, until};
 /// A running Redis that keeps nothing when it ends, killed when it is dropped.
 pub struct Redis {
     pub address: SocketAddr,
+    /// Where it speaks TLS, if it does.
+    pub tls: SocketAddr,
+    options: Vec<String>,
     binary: PathBuf,
     child: Child,
     folder: TempDir,
-    _port: Reserved,
+    _ports: [Reserved; 2],
 }
 
 impl Redis {
     /// `None`, and a line that says so, where there is none to be started.
     pub fn start() -> Option<Self> {
+        Self::start_with(|_, _| Vec::new())
+    }
+
+    /// With TLS by that certificate besides, and a password that who logs in must know.
+    pub fn start_guarded(certified: &super::tls::Certified, password: &str) -> Option<Self> {
+        Self::start_with(|folder, tls| {
+            let (certificate, key) = certified.write(folder, "redis");
+            let path = |path: PathBuf| path.display().to_string();
+            let options = [
+                ["--tls-port", &tls.port().to_string()],
+                ["--tls-cert-file", &path(certificate)],
+                ["--tls-key-file", &path(key)],
+                ["--tls-auth-clients", "no"],
+                // Of TLS itself, which wants an authority for clients though none is asked.
+                ["--tls-ca-cert-dir", "/etc/ssl/certs"],
+                ["--requirepass", password],
+            ];
+            options.concat().into_iter().map(str::to_owned).collect()
+        })
+    }
+
+    fn start_with(options: impl FnOnce(&std::path::Path, SocketAddr) -> Vec<String>) -> Option<Self> {
         let Some(binary) = binary() else {
             eprintln!("skipped: no redis-server; install it, or name one with TOLLGATE_TEST_REDIS");
             return None;
         };
-        let (port, folder) = (Reserved::new(), TempDir::with_prefix("tollgate-redis-").unwrap());
-        let child = spawn(&binary, port.address, &folder);
-        let redis = Self { address: port.address, binary, child, folder, _port: port };
+        let (ports, folder) = ([(); 2].map(|()| Reserved::new()), TempDir::with_prefix("tollgate-redis-").unwrap());
+        let [address, tls] = ports.each_ref().map(|port| port.address);
+        let options = options(folder.path(), tls);
+        let child = spawn(&binary, address, &folder, &options);
+        let redis = Self { address, tls, options, binary, child, folder, _ports: ports };
         redis.wait();
         Some(redis)
     }
@@ -46,7 +73,7 @@ impl Redis {
 
     /// Starts it anew after its end; it knows nothing.
     pub fn start_again(&mut self) {
-        self.child = spawn(&self.binary, self.address, &self.folder);
+        self.child = spawn(&self.binary, self.address, &self.folder, &self.options);
         self.wait();
     }
 
@@ -85,7 +112,7 @@ impl Redis {
     fn wait(&self) {
         until("Redis to answer", || {
             TcpStream::connect(self.address).ok()?;
-            (self.ask("PING") == "+PONG").then_some(())
+            (self.ask("PING") == "+PONG" || self.ask("PING").starts_with("-NOAUTH")).then_some(())
         });
     }
 }
@@ -96,10 +123,10 @@ impl Drop for Redis {
     }
 }
 
-fn spawn(binary: &PathBuf, address: SocketAddr, folder: &TempDir) -> Child {
+fn spawn(binary: &PathBuf, address: SocketAddr, folder: &TempDir, options: &[String]) -> Child {
     let arguments = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"];
     let mut command = Command::new(binary);
-    command.args(["--port", &address.port().to_string()]).args(arguments).arg("--dir").arg(folder.path());
+    command.args(["--port", &address.port().to_string()]).args(arguments).args(options).arg("--dir").arg(folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
