@@ -53,6 +53,7 @@ fn record(key: &ApiKey, number: u8) -> KeyRecord {
         plan: "max".into(),
         active: true,
         expires_at_ms: None,
+        within_plan: false,
         requests_per_minute: None,
         tokens_per_minute: None,
         concurrent_requests: None,

@@ -112,6 +112,23 @@ fn an_account_lives_its_life_as_the_command_line_sees_it() {
 }
 
 #[test]
+fn a_key_that_is_to_keep_within_the_plan_has_no_more_than_the_plan_of_the_day() {
+    let (_upstream, relay) = start();
+    let keys = format!("/accounts/{}/keys", relay.account.id);
+    let limit_of = |key: &str| {
+        let answer = Request::chat(&hello()).key(key).send(relay.http);
+        u32::try_from(answer.number("x-ratelimit-limit")).unwrap()
+    };
+    let plans = limit_of(&relay.key);
+    let wanted = json!({"name": "k", "requests_per_minute": plans + 1});
+    assert_eq!(limit_of(&text(&post(&relay, &keys, &wanted)["key"])), plans + 1, "the operator's word");
+    let wanted = json!({"name": "k", "requests_per_minute": plans + 1, "within_plan": true});
+    let made = post(&relay, &keys, &wanted);
+    assert_eq!(made["within_plan"], true);
+    assert_eq!(limit_of(&text(&made["key"])), plans);
+}
+
+#[test]
 fn a_key_works_until_it_is_revoked() {
     let (_upstream, relay) = start();
     let keys = format!("/accounts/{}/keys", relay.account.id);

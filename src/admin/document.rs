@@ -106,6 +106,8 @@ pub struct KeyDocument {
     allow_ip: Vec<String>,
     #[schema(format = DateTime, required)]
     expires_at: Option<String>,
+    /// Its limits are at most the plan's, whichever plan the account has then: what customers make for themselves is so.
+    within_plan: bool,
     /// What it has spent in all.
     spent_nano_usd: i64,
     #[schema(format = DateTime)]
@@ -130,6 +132,7 @@ impl KeyDocument {
             models: terms.models.clone(),
             allow_ip: terms.allow_ip.iter().map(IpNet::to_string).collect(),
             expires_at: terms.expires_at_ms.map(rfc3339),
+            within_plan: terms.within_plan,
             spent_nano_usd: key.spent.0,
             created_at: rfc3339(key.created_at_ms),
             revoked_at: key.revoked_at_ms.map(rfc3339),

@@ -66,6 +66,9 @@ struct Create {
     /// When it ceases to be good
     #[arg(long, value_name = "RFC3339", value_parser = value::moment)]
     expires: Option<i64>,
+    /// Its limits are at most the plan's, whichever plan the account has then
+    #[arg(long)]
+    within_plan: bool,
 }
 
 impl Key {
@@ -94,6 +97,7 @@ impl Create {
                 models: (!self.models.is_empty()).then(|| self.models.clone()),
                 allow_ip: self.allow_ip.clone(),
                 expires_at_ms: self.expires,
+                within_plan: self.within_plan,
             },
         };
         let (key, secret) = create_key(store, &new, now_ms()).await?;

@@ -1,5 +1,8 @@
 //! The request's body, read whole before an upstream is chosen.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -40,18 +43,22 @@ pub(super) async fn read_whole(session: &mut Session, limits: &BodyLimits) -> Re
     if session.get_header(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         session.downstream_session.write_continue_response().await.map_err(|_| broken_off())?;
     }
-    let deadline = Instant::now() + limits.total_max;
+    let mut deadline = None;
     let mut whole = Bytes::new();
     let mut buffer = BytesMut::new();
     loop {
-        let patience = limits.idle_max.min(deadline.saturating_duration_since(Instant::now()));
-        let read = timeout(patience, session.downstream_session.read_request_body());
-        let piece = match read.await {
-            Ok(Ok(Some(piece))) => piece,
-            Ok(Ok(None)) => break,
-            Ok(Err(_)) => return Err(broken_off()),
-            Err(_) => return Err(too_slow()),
+        let mut read = pin!(session.downstream_session.read_request_body());
+        // What has come with the head, as small bodies do, needs no clock.
+        let read = match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+            Poll::Ready(read) => read,
+            Poll::Pending => {
+                let now = Instant::now();
+                let deadline = *deadline.get_or_insert(now + limits.total_max);
+                let patience = limits.idle_max.min(deadline.saturating_duration_since(now));
+                timeout(patience, read).await.map_err(|_| too_slow())?
+            }
         };
+        let Some(piece) = read.map_err(|_| broken_off())? else { break };
         if whole.len() + buffer.len() + piece.len() > limits.bytes_max {
             return Err(too_large(limits));
         }

@@ -173,6 +173,9 @@ impl HttpServerApp for HeadDeadline {
                 () = link.past(Stage::Waiting) => {}
                 () = sleep_until(Instant::now() + limits.keep_alive_max) => return None,
             }
+            if link.stage() == Stage::Answering {
+                return request.await;
+            }
             Instant::now() + limits.header_max
         } else {
             link.first_head_due()

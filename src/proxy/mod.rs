@@ -40,6 +40,7 @@ mod settle;
 mod stage;
 mod tape;
 mod tries;
+mod unsent;
 mod upstream;
 mod web;
 mod wire;

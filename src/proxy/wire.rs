@@ -26,6 +26,7 @@ use super::connections::Closed;
 use super::frames::Frames;
 use super::link::{Link, Stage};
 use super::parting::Parting;
+use super::unsent::Unsent;
 use crate::relay::refusal::{Cause, Refusal};
 
 /// What a head may take before its end is seen: 64 KiB of headers, a long path, and what stands between them.
@@ -49,6 +50,8 @@ pub(super) struct Wire {
     frames: Frames,
     /// Rings when a head has taken too long over HTTP/2.
     overdue: Option<Pin<Box<Sleep>>>,
+    /// An answer's head that is to leave with the first of its body.
+    unsent: Unsent,
     /// What the client is told before the connection ends.
     parting: Option<Parting>,
 }
@@ -66,6 +69,7 @@ impl Wire {
             last: [0; END_BYTES],
             frames,
             overdue: None,
+            unsent: Unsent::default(),
             parting: None,
         }
     }
@@ -129,6 +133,8 @@ impl Wire {
 
     /// Reads what follows a head.
     fn read_on(&mut self, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Whoever reads again has nothing more to write for now. What cannot be sent yet is sent by who writes on.
+        let _ = self.unsent.poll_write(&mut self.inner, context, &[])?;
         if !self.held.is_empty() {
             self.pass_held(buf);
             return Poll::Ready(Ok(()));
@@ -238,7 +244,10 @@ impl AsyncWrite for Wire {
             wire.translate(buf);
             return Poll::Ready(Ok(buf.len()));
         }
-        let written = ready!(Pin::new(&mut wire.inner).poll_write(context, buf))?;
+        if wire.link.stage() == Stage::Answering && wire.unsent.takes(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = ready!(wire.unsent.poll_write(&mut wire.inner, context, &[io::IoSlice::new(buf)]))?;
         wire.frames.wrote(written);
         Poll::Ready(Ok(written))
     }
@@ -253,7 +262,7 @@ impl AsyncWrite for Wire {
             wire.translate(bufs.first().map_or(&[], |buf| buf));
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
-        let written = ready!(Pin::new(&mut wire.inner).poll_write_vectored(context, bufs))?;
+        let written = ready!(wire.unsent.poll_write(&mut wire.inner, context, bufs))?;
         wire.frames.wrote(written);
         Poll::Ready(Ok(written))
     }
@@ -263,11 +272,14 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(context)
+        let wire = self.get_mut();
+        ready!(wire.unsent.poll_write(&mut wire.inner, context, &[]))?;
+        Pin::new(&mut wire.inner).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = self.get_mut();
+        ready!(wire.unsent.poll_write(&mut wire.inner, context, &[]))?;
         if wire.parting.is_none() && wire.link.is_doubted() {
             wire.parting = Some(Parting::silent());
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Client, Cmd, RedisError};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use uuid::Uuid;
 
 use super::breaker::NodeCount;
 use super::keepsakes::KEPT_MS;
@@ -29,8 +30,8 @@ const WORDS_AT_ONCE: usize = 128;
 const THINGS_AT_ONCE: usize = 16;
 /// How many requests are renewed by one call.
 const RENEWED_AT_ONCE: usize = 500;
-/// How long telling what was missed may hold up asking again.
-const CATCH_UP_MAX: Duration = Duration::from_secs(3);
+/// How long telling may take at a time, and so hold up that Redis is asked again.
+const TELLING_MAX: Duration = Duration::from_secs(3);
 /// How long the process's end waits for the last words.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
@@ -39,9 +40,10 @@ pub struct Keeper {
     windows: Arc<Windows>,
     client: Client,
     nodes: NodeCount,
-    /// Whether Redis may have lost what it knew since it was last asked whether it knows this node. So it is at first, and where such
-    /// a question was not answered: the node is known by it from then on.
-    is_unsure: bool,
+    /// What this process is known by: Redis knows whether it has told everything.
+    process: Uuid,
+    /// Whether it is to be said that everything is told, once it is.
+    owes_word: bool,
     /// Whether it was told that Redis is away.
     is_told: bool,
 }
@@ -61,7 +63,7 @@ impl From<RedisError> for Trouble {
 impl Keeper {
     pub(super) fn new(windows: Arc<Windows>, client: Client) -> Self {
         let nodes = NodeCount::new(windows.place.nodes_min);
-        Self { windows, client, nodes, is_unsure: true, is_told: false }
+        Self { windows, client, nodes, process: Uuid::now_v7(), owes_word: false, is_told: false }
     }
 
     /// Runs until it is told to end; then it says what is left to be said.
@@ -122,10 +124,6 @@ impl Keeper {
             Err(_) => return Err(Trouble::Slow),
         };
         self.renew(&link).await?;
-        let began = Instant::now();
-        while self.windows.trail().waiting() >= WORDS_AT_ONCE && began.elapsed() < CATCH_UP_MAX {
-            self.tell().await?;
-        }
         self.tell().await
     }
 
@@ -150,6 +148,8 @@ impl Keeper {
         let was_known = self.call(&link).await?;
         if sent.elapsed() > self.windows.place.wait_max {
             self.windows.slow();
+        } else {
+            self.windows.breaker.succeeded();
         }
         if renews || !was_known {
             self.renew(&link).await?;
@@ -157,21 +157,20 @@ impl Keeper {
         self.tell().await
     }
 
-    /// Says that the node is there. Whether it was known to be, and with it what it had said; else all of it is to be said again.
+    /// Says that the node is there. Whether Redis knows what this process has told; else all of it is to be told again.
     async fn call(&mut self, link: &Link) -> Result<bool, Trouble> {
         let windows = &self.windows;
-        let was_unsure = std::mem::replace(&mut self.is_unsure, true);
-        let command = windows.scripts.beat(&windows.place.node);
+        let command = windows.scripts.beat(&windows.place.node, self.process);
         let (server_us, nodes, was_known): (u64, u32, u8) = link.ask(&command, &windows.scripts).await?;
-        self.is_unsure = false;
         let now_us = windows.now_us();
         link.note_time(server_us, now_us);
         windows.nodes.store(self.nodes.seen(nodes, now_us), Ordering::Relaxed);
-        let is_known = was_known == 1 && !was_unsure;
-        if !is_known {
+        let was_known = was_known == 1;
+        if !was_known {
+            self.owes_word = true;
             windows.trail().record_all(now_us);
         }
-        Ok(is_known)
+        Ok(was_known)
     }
 
     /// Says of all requests that have a slot that they still run.
@@ -190,13 +189,17 @@ impl Keeper {
         Ok(())
     }
 
-    /// Tells what is due to be told.
-    async fn tell(&self) -> Result<(), Trouble> {
-        let windows = &self.windows;
+    /// Tells what is due to be told, for a while: what is due after that is told the next time.
+    async fn tell(&mut self) -> Result<(), Trouble> {
+        let windows = Arc::clone(&self.windows);
         let Some(link) = windows.link.load_full() else { return Ok(()) };
-        loop {
+        let began = Instant::now();
+        while began.elapsed() < TELLING_MAX {
             let due = windows.trail().due(windows.now_us(), WORDS_AT_ONCE);
             if due.is_empty() {
+                if std::mem::take(&mut self.owes_word) {
+                    link.say(&[windows.scripts.told(self.process)], &windows.scripts).await?;
+                }
                 return self.keep(&link).await;
             }
             let commands: Vec<Cmd> = due.iter().map(|(_, word)| self.command(&link, word)).collect();
@@ -213,6 +216,7 @@ impl Keeper {
                 }
             }
         }
+        Ok(())
     }
 
     /// Writes what this node keeps for others. What cannot be written is no loss.

@@ -8,7 +8,8 @@
 //! | `tollgate:{TAG}:r` | a sorted set: the requests of the last 60 s, by when they were admitted |
 //! | `tollgate:{TAG}:t` | the tokens of the last 60 s: second, last microsecond and tokens of each bucket, packed |
 //! | `tollgate:{TAG}:c` | a sorted set: the requests that run, by when they count as dead unless they are renewed |
-//! | `tollgate:nodes` | a sorted set: the nodes, by when they were last heard of |
+//! | `tollgate:{nodes}:seen` | a sorted set: the nodes, by when they were last heard of |
+//! | `tollgate:{nodes}:told` | a sorted set: the processes that have told all that they remember, by when they were last heard of |
 //!
 //! TAG is half of the digest of the API key. Requests are known by the 16 bytes of their id: so whatever is said twice counts once.
 //! Every key expires by itself. Numbers are integers below 2^53, which Lua's floats hold exactly.
@@ -30,7 +31,8 @@ pub(super) const SLOT_US: u64 = 15_000_000;
 /// How long a node counts that is not heard of.
 pub(super) const NODE_US: u64 = 5_000_000;
 
-const NODES_KEY: &str = "tollgate:nodes";
+const SEEN_KEY: &str = "tollgate:{nodes}:seen";
+const TOLD_KEY: &str = "tollgate:{nodes}:told";
 
 /// Sets `now`, in microseconds.
 const SERVER_CLOCK: &str = "local time = redis.call('TIME')\nlocal now = time[1] * 1000000 + time[2]\n";
@@ -229,14 +231,26 @@ redis.call('PEXPIRE', KEYS[1], text(math.ceil(slot / 1000) + 1000))
 return #ARGV - 1
 ";
 
-/// A node is there. KEYS nodes. ARGV its name, microseconds that it counts. Answers the time, how many nodes there are, and whether
-/// this one was known: where not, Redis may have lost all that it held.
+/// A node is there. KEYS seen, told. ARGV its name, microseconds that it counts, its process. Answers the time, how many nodes there are,
+/// and whether the process is known to have told all that it remembers: where not, Redis may have lost that.
 const BEAT: &str = r"
-local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], text(now), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(now - tonumber(ARGV[2])))
 redis.call('PEXPIRE', KEYS[1], 60000)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', text(now - WINDOW))
+local known = redis.call('ZSCORE', KEYS[2], ARGV[3])
+if known then
+  redis.call('ZADD', KEYS[2], text(now), ARGV[3])
+  redis.call('PEXPIRE', KEYS[2], 60000)
+end
 return {now, redis.call('ZCARD', KEYS[1]), known and 1 or 0}
+";
+
+/// A process has told all that it remembers. KEYS told. ARGV the process.
+const TOLD: &str = r"
+redis.call('ZADD', KEYS[1], text(now), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 60000)
+return 1
 ";
 
 /// One script, and what Redis knows it by.
@@ -280,6 +294,7 @@ pub(super) struct Scripts {
     record: Script,
     renew: Script,
     beat: Script,
+    told: Script,
 }
 
 impl Default for Scripts {
@@ -299,12 +314,13 @@ impl Scripts {
             record: script(RECORD),
             renew: script(RENEW),
             beat: script(BEAT),
+            told: script(TOLD),
         }
     }
 
     /// Each of them, to be loaded.
-    pub(super) fn all(&self) -> [&Script; 6] {
-        [&self.admit, &self.release, &self.undo, &self.record, &self.renew, &self.beat]
+    pub(super) fn all(&self) -> [&Script; 7] {
+        [&self.admit, &self.release, &self.undo, &self.record, &self.renew, &self.beat, &self.told]
     }
 
     pub(super) fn admit(&self, ask: &Ask<'_>) -> Cmd {
@@ -349,9 +365,15 @@ impl Scripts {
         command
     }
 
-    pub(super) fn beat(&self, node: &str) -> Cmd {
-        let mut command = self.beat.call(1);
-        command.arg(NODES_KEY).arg(node).arg(NODE_US);
+    pub(super) fn beat(&self, node: &str, process: Uuid) -> Cmd {
+        let mut command = self.beat.call(2);
+        command.arg(SEEN_KEY).arg(TOLD_KEY).arg(node).arg(NODE_US).arg(process.as_bytes().as_slice());
+        command
+    }
+
+    pub(super) fn told(&self, process: Uuid) -> Cmd {
+        let mut command = self.told.call(1);
+        command.arg(TOLD_KEY).arg(process.as_bytes().as_slice());
         command
     }
 }

@@ -154,6 +154,7 @@ impl Trail {
     }
 
     /// How much waits.
+    #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.notes.len()
     }

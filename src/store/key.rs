@@ -28,6 +28,8 @@ pub struct KeyTerms {
     pub allow_ip: Vec<IpNet>,
     /// Milliseconds since the Unix epoch; for ever where `None`.
     pub expires_at_ms: Option<i64>,
+    /// Its limits are at most the plan's, whichever plan that is then: what customers make for themselves is so.
+    pub within_plan: bool,
 }
 
 /// A key to be made.
@@ -98,7 +100,7 @@ macro_rules! select_record {
         concat!(
             "SELECT k.id, k.account_id, k.digest, a.plan, a.active AND k.revoked_at_ms IS NULL AS active, \
              k.requests_per_minute, k.tokens_per_minute, k.concurrent_requests, k.budget_nano_usd, k.models, \
-             k.allow_ip, k.expires_at_ms, a.balance_nano_usd, a.balance_seq, k.spent_nano_usd, k.spent_seq \
+             k.allow_ip, k.expires_at_ms, k.within_plan, a.balance_nano_usd, a.balance_seq, k.spent_nano_usd, k.spent_seq \
              FROM api_keys k JOIN accounts a ON a.id = k.account_id ",
             $rest
         )
@@ -113,7 +115,7 @@ macro_rules! select_key {
     ($($rest:literal),+) => {
         concat!(
             "SELECT id, account_id, name, requests_per_minute, tokens_per_minute, concurrent_requests, \
-             budget_nano_usd, models, allow_ip, expires_at_ms, spent_nano_usd, revoked_at_ms, created_at_ms \
+             budget_nano_usd, models, allow_ip, expires_at_ms, within_plan, spent_nano_usd, revoked_at_ms, created_at_ms \
              FROM api_keys ",
             $($rest),+
         )
@@ -150,8 +152,8 @@ impl Store {
         sqlx::query(
             "INSERT INTO api_keys (id, account_id, name, digest, requests_per_minute, tokens_per_minute, \
              concurrent_requests, budget_nano_usd, models, allow_ip, expires_at_ms, revoked_at_ms, spent_nano_usd, \
-             spent_seq, version, created_at_ms, number) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, 0, 0, $12, $13, $12)",
+             spent_seq, version, created_at_ms, number, within_plan) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, 0, 0, $12, $13, $12, $14)",
         )
         .bind(&id)
         .bind(&new.account_id)
@@ -166,6 +168,7 @@ impl Store {
         .bind(terms.expires_at_ms)
         .bind(version)
         .bind(now_ms)
+        .bind(terms.within_plan)
         .execute(&mut *transaction)
         .await?;
         let key = find(&mut transaction, &id).await?;
@@ -254,6 +257,7 @@ fn told(key: &Key) -> Value {
         "models": terms.models,
         "allow_ip": terms.allow_ip.iter().map(IpNet::to_string).collect::<Vec<_>>(),
         "expires_at": terms.expires_at_ms.map(rfc3339),
+        "within_plan": terms.within_plan,
     })
 }
 
@@ -267,6 +271,7 @@ struct TermsRow {
     models: Option<String>,
     allow_ip: String,
     expires_at_ms: Option<i64>,
+    within_plan: bool,
 }
 
 #[derive(sqlx::FromRow)]
@@ -310,6 +315,7 @@ impl TermsRow {
             models: self.models.map(|text| list_from_text(&text).ok_or_else(damaged("models"))).transpose()?,
             allow_ip,
             expires_at_ms: self.expires_at_ms,
+            within_plan: self.within_plan,
         })
     }
 }
@@ -344,6 +350,7 @@ impl TryFrom<KeyRecordRow> for KeyRecord {
             plan: row.plan.into(),
             active: row.active,
             expires_at_ms: terms.expires_at_ms,
+            within_plan: terms.within_plan,
             requests_per_minute: terms.requests_per_minute,
             tokens_per_minute: terms.tokens_per_minute,
             concurrent_requests: terms.concurrent_requests,
@@ -392,6 +399,7 @@ mod tests {
             plan: "free".into(),
             active: true,
             expires_at_ms: None,
+            within_plan: false,
             requests_per_minute: None,
             tokens_per_minute: None,
             concurrent_requests: None,
@@ -418,6 +426,7 @@ mod tests {
             models: Some(vec!["Pro/zai-org/GLM-5.1".into(), "a\"b,c".into()]),
             allow_ip: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
             expires_at_ms: Some(-1),
+            within_plan: true,
         };
         let new = NewKey { account_id: fixture.account_id.clone(), name: "all".into(), terms: terms.clone() };
         let digest = KeyDigest([9; 32]);
@@ -430,6 +439,7 @@ mod tests {
         assert_eq!((found.concurrent_requests, found.budget), (Some(1), Some(NanoUsd(0))));
         assert_eq!(&*found.models.unwrap()[1], "a\"b,c");
         assert_eq!((found.allow_ip, found.expires_at_ms), (terms.allow_ip, Some(-1)));
+        assert!(found.within_plan);
     }
 
     #[tokio::test]

@@ -39,6 +39,8 @@ pub(super) struct KeyRequest {
     /// When it ceases to be good.
     #[schema(format = DateTime)]
     expires_at: Option<String>,
+    /// Whether its limits are at most the plan's, whichever plan the account has then; false where it is not there.
+    within_plan: Option<bool>,
 }
 
 impl KeyRequest {
@@ -57,6 +59,7 @@ impl KeyRequest {
             models: self.models.clone(),
             allow_ip: networks.map_err(|message| Refused::value("allow_ip", message))?,
             expires_at_ms: expires.map_err(|message| Refused::value("expires_at", message))?,
+            within_plan: self.within_plan.unwrap_or_default(),
         })
     }
 }

@@ -91,6 +91,7 @@ impl KeyForm {
             models,
             allow_ip,
             expires_at_ms,
+            within_plan: true,
         };
         Some((name?, terms))
     }
@@ -218,7 +219,10 @@ mod tests {
 
     #[test]
     fn nothing_but_a_name_is_the_plans_terms() {
-        assert_eq!(read(&[("name", " laptop ")]).1, Some(("laptop".into(), KeyTerms::default())));
+        assert_eq!(
+            read(&[("name", " laptop ")]).1,
+            Some(("laptop".into(), KeyTerms { within_plan: true, ..KeyTerms::default() }))
+        );
     }
 
     #[test]

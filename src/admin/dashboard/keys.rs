@@ -1,5 +1,7 @@
 //! A customer's keys. A key is shown once, on the page that answers the form that made it.
 
+use std::sync::Arc;
+
 use askama::Template;
 use axum::extract::Path;
 
@@ -14,6 +16,7 @@ use super::shown::{Moment, count, usd};
 use super::start::Snippets;
 use crate::admin::create_key;
 use crate::relay::refusal::Cause;
+use crate::relay::route::Plan;
 use crate::store::{Key, KeyStatus, NewKey};
 
 const ROWS: u32 = 50;
@@ -48,9 +51,10 @@ struct Row {
     used: Option<Moment>,
 }
 
-fn row(key: &Key, now_ms: i64, used_at_ms: Option<i64>) -> Row {
+fn row(key: &Key, plan: Option<&Arc<Plan>>, now_ms: i64, used_at_ms: Option<i64>) -> Row {
     let status = key.status_at(now_ms);
-    let rpm = key.terms.requests_per_minute;
+    let plans_is_less = |rpm: &u32| key.terms.within_plan && plan.is_some_and(|plan| plan.requests_per_minute < *rpm);
+    let rpm = key.terms.requests_per_minute.filter(|rpm| !plans_is_less(rpm));
     Row {
         id: key.id.clone(),
         name: key.name.clone(),
@@ -74,10 +78,12 @@ async fn list(customer: Customer, Asked(asked): Asked) -> Answer {
     let used = who.store.keys_last_used(&customer.account.id).await?;
     let has_more = keys.len() > ROWS as usize;
     keys.truncate(ROWS as usize);
+    let snapshot = who.dashboard.snapshot();
+    let plan = snapshot.catalogue.plan(&customer.account.plan);
     let next = keys.last().filter(|_| has_more).map(|key| key.id.clone()).unwrap_or_default();
     page(&KeysPage {
         frame: Frame::of(who, "Keys", "/keys"),
-        keys: keys.iter().map(|key| row(key, now_ms, used.get(&key.id).copied())).collect(),
+        keys: keys.iter().map(|key| row(key, plan, now_ms, used.get(&key.id).copied())).collect(),
         next,
         is_first: after.is_none(),
     })
@@ -175,9 +181,11 @@ async fn show(customer: Customer, Path(id): Path<String>) -> Answer {
 
 async fn key_page(customer: &Customer, key: &Key) -> Result<KeyPage, Refused> {
     let terms = &key.terms;
+    let snapshot = customer.who.dashboard.snapshot();
+    let plan = snapshot.catalogue.plan(&customer.account.plan);
     Ok(KeyPage {
         frame: Frame::of(&customer.who, "Key", "/keys"),
-        key: row(key, customer.who.now_ms(), customer.who.store.key_last_used(&key.id).await?),
+        key: row(key, plan, customer.who.now_ms(), customer.who.store.key_last_used(&key.id).await?),
         tpm: terms.tokens_per_minute.map(count).unwrap_or_default(),
         concurrency: terms.concurrent_requests.map(|most| count(most.into())).unwrap_or_default(),
         models: terms.models.clone().unwrap_or_default(),

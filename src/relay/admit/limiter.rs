@@ -26,12 +26,13 @@ pub struct KeyLimits {
 }
 
 impl KeyLimits {
-    /// A key's own limits, and its plan's where it has none of its own.
+    /// A key's own limits, and its plan's where it has none of its own, or where the plan's are lower and the key is to keep within.
     pub fn new(key: &KeyRecord, plan: &Plan) -> Self {
         Self {
-            requests_per_minute: key.requests_per_minute.unwrap_or(plan.requests_per_minute),
-            tokens_per_minute: key.tokens_per_minute.or(plan.tokens_per_minute),
-            concurrent_requests: key.concurrent_requests.or(plan.concurrent_requests),
+            requests_per_minute: limit(key, key.requests_per_minute, Some(plan.requests_per_minute))
+                .unwrap_or(plan.requests_per_minute),
+            tokens_per_minute: limit(key, key.tokens_per_minute, plan.tokens_per_minute),
+            concurrent_requests: limit(key, key.concurrent_requests, plan.concurrent_requests),
         }
     }
 
@@ -54,6 +55,13 @@ impl KeyLimits {
             tokens_per_minute: self.tokens_per_minute.map(|_| u64::MAX),
             concurrent_requests: None,
         }
+    }
+}
+
+fn limit<N: Ord>(key: &KeyRecord, own: Option<N>, of_plan: Option<N>) -> Option<N> {
+    match (own, of_plan) {
+        (Some(own), Some(of_plan)) if key.within_plan => Some(own.min(of_plan)),
+        (own, of_plan) => own.or(of_plan),
     }
 }
 
@@ -450,6 +458,19 @@ mod tests {
         let permits: Vec<_> = (0..70).map(|_| limiter.admit(&all.counting(), 900, 0).unwrap()).collect();
         assert_eq!((permits.len(), limiter.in_flight()), (70, 70), "it only counts");
         assert_eq!(limiter.view(&all, 0).tokens.unwrap().remaining, 0);
+    }
+
+    #[test]
+    fn a_key_within_its_plan_has_at_most_what_the_plan_has_now() {
+        let plan = Plan { name: "free".into(), requests_per_minute: 30, tokens_per_minute: Some(5), ..Plan::default() };
+        let terms = (Some(300), Some(3), Some(2));
+        let mut key = KeyRecord::for_tests();
+        (key.requests_per_minute, key.tokens_per_minute, key.concurrent_requests) = terms;
+        let of = |rpm| KeyLimits { tokens_per_minute: Some(3), concurrent_requests: Some(2), ..limits(rpm) };
+        assert_eq!(KeyLimits::new(&key, &plan), of(300), "an operator gave it more");
+        key.within_plan = true;
+        assert_eq!(KeyLimits::new(&key, &plan), of(30));
+        assert_eq!(KeyLimits::new(&key, &Plan { requests_per_minute: 500, ..plan }), of(300));
     }
 
     proptest! {

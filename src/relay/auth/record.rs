@@ -22,6 +22,8 @@ pub struct KeyRecord {
     pub active: bool,
     /// Milliseconds since the Unix epoch after which it is no longer good.
     pub expires_at_ms: Option<i64>,
+    /// Whether its own limits are at most the plan's, whichever plan that is.
+    pub within_plan: bool,
     /// The key's own limit; the plan's where `None`.
     pub requests_per_minute: Option<u32>,
     /// The key's own limit; the plan's where `None`.
@@ -68,6 +70,7 @@ impl KeyRecord {
             plan: "free".into(),
             active: true,
             expires_at_ms: None,
+            within_plan: false,
             requests_per_minute: None,
             tokens_per_minute: None,
             concurrent_requests: None,

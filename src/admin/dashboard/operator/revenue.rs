@@ -101,8 +101,13 @@ async fn show(Operator(who): Operator, Asked(asked): Asked) -> Answer {
     let mut total = UsageTotal::default();
     by_day.iter().for_each(|day| total.add(day));
     let rows = |totals: &[UsageTotal]| totals.iter().map(|total| Row::of(total, String::new())).collect();
-    let account_rows =
-        accounts.iter().map(|total| Row::of(total, format!("/operator/accounts/{}", total.group))).collect();
+    let mut account_rows = Vec::with_capacity(accounts.len());
+    for total in &accounts {
+        let row = Row::of(total, format!("/operator/accounts/{}", total.group));
+        // One that is gone is still known by its id.
+        let name = store.account(&total.group).await.map_or_else(|_| row.of.clone(), |account| account.name);
+        account_rows.push(Row { of: name, ..row });
+    }
     page(&RevenuePage {
         frame: Frame::of(&who, "Revenue", PATH),
         since: day_name(first).unwrap_or_default(),
