@@ -302,6 +302,8 @@ impl Metrics {
     fn begin_at_zero(&self) {
         Cause::ALL.iter().for_each(|cause| self.refusals.with_label_values(&[cause.code()]).inc_by(0));
         ["ok", "refused"].iter().for_each(|outcome| self.config_reloads.with_label_values(&[outcome]).inc_by(0));
+        let decisions = &self.shared_windows_decisions;
+        ["redis", "local"].iter().for_each(|source| decisions.with_label_values(&[source]).inc_by(0));
         ["made", "no_budget"].iter().for_each(|outcome| self.upstream_retries.with_label_values(&[outcome]).inc_by(0));
     }
 
