@@ -1,7 +1,7 @@
 //! tollgate: an OpenAI-compatible relay that meters, limits and bills what passes through it.
 //!
 //! The rooms, in the order in which a request meets them, and what each may know. An arrow never points up:
-//! `cli` → `proxy`, `admin` → `billing`, `telemetry`, `config` → `store`, `outbound` → `relay` (`tests/house.rs` holds it).
+//! `cli` → `proxy`, `admin` → `billing`, `telemetry`, `config` → `store`, `shared`, `outbound` → `relay` (`tests/house.rs` holds it).
 //!
 //! | room | what it is |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | [`relay`] | the rules: keys, limits, routes, dialects, events, metering; pure, time and chance come in as arguments |
 //! | [`billing`] | from a finished request to a ledger entry: recorder, spool, sinks |
 //! | [`store`] | accounts, keys, ledger and usage at rest |
+//! | [`shared`] | what several nodes have in common besides: windows in Redis |
 //! | `outbound` | the HTTP client for what the relay posts on its own account |
 //! | [`admin`] | what machines and operators ask of the relay: health, readiness and the admin API |
 //! | [`telemetry`] | metrics, the access log, traces |
@@ -22,5 +23,6 @@ pub mod config;
 mod outbound;
 pub mod proxy;
 pub mod relay;
+pub mod shared;
 pub mod store;
 pub mod telemetry;

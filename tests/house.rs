@@ -19,7 +19,7 @@ const FILE_LINES_MAX: usize = 500;
 
 /// The rooms by floor, the lowest first. An arrow may go down or stay on its floor, never up.
 const FLOORS: &[&[&str]] =
-    &[&["relay"], &["store", "outbound"], &["billing", "telemetry", "config"], &["proxy", "admin"], &["cli"]];
+    &[&["relay"], &["store", "shared", "outbound"], &["billing", "telemetry", "config"], &["proxy", "admin"], &["cli"]];
 
 /// What would bring a socket, a runtime, a clock or chance into `relay/`, with the reason in a word.
 const NOT_IN_RELAY: &[(&str, &str)] = &[

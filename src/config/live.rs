@@ -213,9 +213,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let live = live(folder.path());
         let more = "h2c = true\n[store]\nurl = 'sqlite://elsewhere.db'\n[limits]\nheader_seconds_max = 3\n\
+                    [shared]\nredis = 'redis://127.0.0.1:6379'\n\
                     [telemetry.traces]\nendpoint = 'http://127.0.0.1:4318'\n";
         std::fs::write(folder.path().join("tollgate.toml"), format!("{GOOD}{more}")).unwrap();
-        assert_eq!(live.reload().unwrap().needs_restart, ["listen.h2c", "store", "telemetry"]);
+        assert_eq!(live.reload().unwrap().needs_restart, ["listen.h2c", "store", "shared", "telemetry"]);
     }
 
     #[test]

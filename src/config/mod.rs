@@ -42,7 +42,7 @@ use reader::Reading;
 
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
-pub use shared::SharedConfig;
+pub use shared::{RedisConfig, SharedConfig};
 pub use snapshot::{
     BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot,
     StoreConfig, StripeConfig, TracesConfig,

@@ -7,19 +7,22 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use percent_encoding::percent_decode_str;
 use pingora_proxy::Session;
+use uuid::Uuid;
 
 use super::body::{self, BodyLimits};
 use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
 use super::failed_logins::Failed;
 use super::idempotency::{self, Looked};
+use super::leases::Leases;
 use super::{Shared, answer, head, replay};
 use crate::billing::{Opening, Ticket};
-use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, LeaseVerdict, check_credit, no_credit};
+use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, LeaseVerdict, WindowView, check_credit, no_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
 use crate::relay::dialect::{self, openai::ChatRequest};
 use crate::relay::meter::NanoUsd;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Course, Model, Target};
+use crate::shared::{Slot, Verdict, Windows};
 
 /// How long a request tries to have credit that others take before it does.
 const LEASE_WAIT_MAX_US: u64 = 4_000_000;
@@ -215,7 +218,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
         match shared.idempotency.claim(*candidate).await {
             Ok(claim) => admitted.claim = Some(claim),
             Err(refusal) => {
-                admitted.permit.settle_tokens(0, exchange.arrival.clock.now_us());
+                admitted.settle_tokens(0, exchange.arrival.clock.now_us());
                 exchange.step = Step::Authenticated(admitted.caller);
                 return Err(refusal);
             }
@@ -304,8 +307,50 @@ enum OfAccount {
     Rest,
 }
 
-/// Takes the request's place in the limits and in the books. Where nodes lease credit, it is first tried to have enough for all of the
-/// answer that is asked for; only when that cannot be had the answer is to be shorter, or the request is refused.
+/// By what the node's own windows admit a request.
+struct Terms {
+    /// Of the key.
+    whole: KeyLimits,
+    /// What the node's own windows keep to.
+    limits: KeyLimits,
+    /// The tokens that the request takes of them.
+    reserved: u64,
+    /// What other nodes count already, and the windows of all of them, where they were asked.
+    shared: Option<(Slot, Option<WindowView>)>,
+}
+
+impl Terms {
+    /// The windows that the client is told of, where `own` are the node's.
+    fn window(&self, own: WindowView) -> WindowView {
+        self.shared.as_ref().and_then(|(_, view)| *view).unwrap_or(own)
+    }
+
+    /// The same where the request gives back what it took.
+    fn window_without(&self, own: WindowView) -> WindowView {
+        let Some(mut view) = self.shared.as_ref().and_then(|(_, view)| *view) else { return own };
+        view.requests.remaining = (view.requests.remaining + 1).min(view.requests.limit);
+        view
+    }
+}
+
+/// Asks the windows that nodes share. The error is their refusal.
+async fn ask_all_nodes(
+    windows: &Arc<Windows>,
+    caller: &Caller,
+    request_id: Uuid,
+    limits: KeyLimits,
+    reserved: u64,
+) -> Result<Terms, (Refusal, WindowView)> {
+    let terms = |own, slot, view| Terms { whole: limits, limits: own, reserved, shared: Some((slot, view)) };
+    match windows.admit(&caller.record.digest, request_id, &limits, reserved).await {
+        // What is admitted there is only counted here.
+        Verdict::Admitted(slot, view) => Ok(terms(limits.counting(), slot, Some(view))),
+        Verdict::Refused(refusal, view) => Err((refusal, view)),
+        Verdict::Here(slot, share) => Ok(terms(share, slot, None)),
+    }
+}
+
+/// Takes the request's place in the limits and in the books.
 async fn admit(
     shared: &Shared,
     exchange: &mut Exchange,
@@ -313,13 +358,49 @@ async fn admit(
     model: Arc<Model>,
     request: &mut ChatRequest,
 ) -> Result<Admitted, Refusal> {
-    let Some(leases) = &shared.leases else {
-        return admit_once(shared, exchange, caller, model, request, OfAccount::Rest);
+    let limits = limits_of(exchange, &caller.entry)?;
+    let reserved = reservation(request, &model);
+    let terms = match &shared.windows {
+        None => Terms { whole: limits, limits, reserved, shared: None },
+        Some(windows) => {
+            let request_id = exchange.arrival.request_id;
+            match ask_all_nodes(windows, &caller, request_id, limits, reserved).await {
+                Ok(terms) => terms,
+                Err((refusal, window)) => {
+                    exchange.step = Step::Authenticated(Caller { window, ..caller });
+                    return Err(refusal);
+                }
+            }
+        }
     };
+    let admitted = match &shared.leases {
+        None => admit_once(shared, exchange, caller, model, request, &terms, OfAccount::Rest),
+        Some(leases) => admit_leasing(shared, leases, exchange, caller, model, request, &terms).await,
+    };
+    let slot = terms.shared.map(|(mut slot, _)| {
+        if admitted.is_ok() {
+            slot.hold();
+        }
+        slot
+    });
+    admitted.map(|admitted| Admitted { slot, ..admitted })
+}
+
+/// As [`admit_once`], where nodes lease credit: it is first tried to have enough for all of the answer that is asked for; only when that
+/// cannot be had the answer is to be shorter, or the request is refused.
+async fn admit_leasing(
+    shared: &Shared,
+    leases: &Leases,
+    exchange: &mut Exchange,
+    caller: Caller,
+    model: Arc<Model>,
+    request: &mut ChatRequest,
+    terms: &Terms,
+) -> Result<Admitted, Refusal> {
     let (account_id, entry) = (caller.record.account_id.clone(), Arc::clone(&caller.entry));
     let began_us = exchange.arrival.clock.now_us();
     while exchange.arrival.clock.now_us().saturating_sub(began_us) < LEASE_WAIT_MAX_US {
-        let admitted = admit_once(shared, exchange, caller.clone(), Arc::clone(&model), request, OfAccount::All);
+        let admitted = admit_once(shared, exchange, caller.clone(), Arc::clone(&model), request, terms, OfAccount::All);
         match admitted {
             Err(refusal) if refusal.cause == Cause::InsufficientCredits => {}
             admitted => {
@@ -335,14 +416,14 @@ async fn admit(
             LeaseVerdict::Ready => tokio::task::yield_now().await,
             LeaseVerdict::Nothing => break,
             LeaseVerdict::Wait | LeaseVerdict::Away => {
-                let admitted = admit_once(shared, exchange, caller, model, request, OfAccount::Rest);
+                let admitted = admit_once(shared, exchange, caller, model, request, terms, OfAccount::Rest);
                 // Nobody knows what the account has.
                 let is_short = |refusal: &Refusal| refusal.cause == Cause::InsufficientCredits;
                 return admitted.map_err(|refusal| if is_short(&refusal) { unbilled() } else { refusal });
             }
         }
     }
-    admit_once(shared, exchange, caller, model, request, OfAccount::Rest)
+    admit_once(shared, exchange, caller, model, request, terms, OfAccount::Rest)
 }
 
 fn admit_once(
@@ -351,23 +432,34 @@ fn admit_once(
     caller: Caller,
     model: Arc<Model>,
     request: &mut ChatRequest,
+    terms: &Terms,
     of_account: OfAccount,
 ) -> Result<Admitted, Refusal> {
-    let key_limits = limits_of(exchange, &caller.entry)?;
     let now_us = exchange.arrival.clock.now_us();
-    let reserved = reservation(request, &model);
     let open = || ticket(shared, exchange, &caller, request, &model, of_account);
-    let (permit, ticket) = match caller.entry.limiter.admit_with(&key_limits, reserved, now_us, open) {
+    let (permit, ticket) = match caller.entry.limiter.admit_with(&terms.limits, terms.reserved, now_us, open) {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            let window = caller.entry.limiter.view(&key_limits, now_us);
+            let window = terms.window_without(caller.entry.limiter.view(&terms.limits, now_us));
             exchange.step = Step::Authenticated(Caller { window, ..caller });
-            return Err(refusal);
+            return Err(for_now(refusal, &terms.whole, terms.reserved));
         }
     };
-    let caller = Caller { window: *permit.view(), ..caller };
-    Ok(Admitted { caller, model, permit, ticket: Some(ticket), claim: None })
+    let caller = Caller { window: terms.window(*permit.view()), ..caller };
+    Ok(Admitted { caller, model, permit, slot: None, ticket: Some(ticket), claim: None })
 }
+
+/// What a node's share is too small for may still fit the whole limit, once all nodes can be asked again.
+fn for_now(refusal: Refusal, limits: &KeyLimits, reserved: u64) -> Refusal {
+    let is_for_ever = refusal.cause == Cause::RateLimitExceeded && refusal.retry_after_ms.is_none();
+    if is_for_ever && limits.tokens_per_minute.is_some_and(|limit| reserved <= limit) {
+        return refusal.retry_after_ms(SHARE_RETRY_MS);
+    }
+    refusal
+}
+
+/// When to come back where it depends on Redis: nobody can know, so soon.
+const SHARE_RETRY_MS: u64 = 1_000;
 
 fn find_model(exchange: &Exchange, caller: &Caller, id: &str) -> Result<Arc<Model>, Refusal> {
     let Some(model) = exchange.arrival.snapshot.catalogue.model(id) else {

@@ -26,6 +26,7 @@ use crate::relay::dialect::{Answer, AnswerError, Outcome, ProviderError};
 use crate::relay::meter::PromptHead;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Course, Lease, Model, Stop, Target, Verdict};
+use crate::shared::Slot;
 use crate::telemetry::{Beginning, Trace};
 
 /// One request, from its head to its settlement.
@@ -79,10 +80,22 @@ pub(super) struct Admitted {
     pub(super) caller: Caller,
     pub(super) model: Arc<Model>,
     pub(super) permit: Permit,
+    /// Its places at all nodes, where there are several.
+    pub(super) slot: Option<Slot>,
     /// `None` once the request's record has been handed over.
     pub(super) ticket: Option<Ticket>,
     /// On its `Idempotency-Key`, where it has one.
     pub(super) claim: Option<Box<Claim>>,
+}
+
+impl Admitted {
+    /// Replaces the tokens that were reserved by those used.
+    pub(super) fn settle_tokens(&mut self, used: u64, now_us: u64) {
+        self.permit.settle_tokens(used, now_us);
+        if let Some(slot) = &mut self.slot {
+            slot.settle(used);
+        }
+    }
 }
 
 /// An admitted request on its way to an upstream.

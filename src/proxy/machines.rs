@@ -13,7 +13,7 @@ use super::leases::LeaseState;
 use crate::billing::SinkState;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{ProviderHealth, Standing};
-use crate::telemetry::{Observed, ObservedLeases, ObservedProvider, ObservedSink};
+use crate::telemetry::{Observed, ObservedLeases, ObservedProvider, ObservedSink, ObservedWindows};
 
 /// `listen.metrics`.
 pub(super) struct MetricsListener(pub(super) Arc<Shared>);
@@ -62,9 +62,20 @@ impl Shared {
             spool_bytes_max: billing.bytes_limit(),
             access_lines_dropped: self.access_log.dropped(),
             config_refused: self.live.refused().is_some(),
+            shared_windows: self.observed_windows(),
             spans: self.traces.counts(),
             providers: self.observed_providers(),
         }
+    }
+
+    fn observed_windows(&self) -> Option<ObservedWindows> {
+        let windows = self.windows.as_ref()?.observed();
+        Some(ObservedWindows {
+            degraded: windows.degraded,
+            nodes: windows.nodes,
+            by_redis: windows.decided_there,
+            by_node: windows.decided_here,
+        })
     }
 
     fn observed_providers(&self) -> Vec<ObservedProvider> {

@@ -33,6 +33,7 @@ mod parting;
 mod passing;
 mod phases;
 mod places;
+mod recollection;
 mod replay;
 mod resolve;
 mod server;
@@ -67,6 +68,7 @@ use crate::billing::Recorder;
 use crate::config::Live;
 use crate::relay::dialect::gemini::SignatureMemory;
 use crate::relay::route::RetryBudget;
+use crate::shared::Windows;
 use crate::store::Store;
 use crate::telemetry::{AccessLog, Metrics, Traces};
 
@@ -84,6 +86,8 @@ pub struct Shared {
     keyring: Arc<Keyring>,
     /// The credit that this node may sell, where it is one of several.
     leases: Option<Arc<Leases>>,
+    /// What keys have taken at all nodes; `None` where there is one node.
+    windows: Option<Arc<Windows>>,
     recorder: Recorder,
     idempotency: Idempotency,
     metrics: Arc<Metrics>,

@@ -1,7 +1,8 @@
-//! The configuration of billing and traces, as those rooms want to be told of it.
+//! The configuration of billing, traces and shared windows, as those rooms want to be told of it.
 
 use crate::billing::{self, SinkPlace, SpoolPlace};
 use crate::config;
+use crate::shared;
 use crate::telemetry::TracesPlace;
 
 pub(super) fn spool_place(config: &config::BillingConfig) -> SpoolPlace {
@@ -36,5 +37,24 @@ pub(super) fn traces_place(config: config::TracesConfig) -> TracesPlace {
         trust_parent: config.trust_parent,
         propagate: config.propagate,
         service_name: config.service_name,
+    }
+}
+
+/// Without a name of its own a node is called by its host and the port of its client API: so two of one machine differ, and a process
+/// that takes over from another is the same node.
+pub(super) fn shared_place(
+    redis: config::RedisConfig,
+    node: Option<Box<str>>,
+    listen: &config::Listen,
+) -> shared::Place {
+    let port = listen.http.or(listen.https.as_ref().map(|https| https.address)).map_or(0, |address| address.port());
+    let by_host = || format!("{}:{port}", super::leases::host_name()).into();
+    shared::Place {
+        url: redis.url,
+        username: redis.username,
+        password: redis.password,
+        node: node.unwrap_or_else(by_host),
+        nodes_min: redis.nodes,
+        wait_max: redis.wait_max,
     }
 }

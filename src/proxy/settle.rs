@@ -186,14 +186,14 @@ struct Used {
 
 /// Hands the request's record over; `None` where that was done before.
 fn record(exchange: &Exchange, admitted: &mut Admitted, used: Used) -> Option<Receipt> {
-    let Admitted { caller, model, permit, ticket, .. } = admitted;
-    let ticket = ticket.take()?;
+    let ticket = admitted.ticket.take()?;
     let status = status_of(exchange);
-    count(exchange, &model.id, &used.provider, status, used.first_token_us);
+    count(exchange, &admitted.model.id, &used.provider, status, used.first_token_us);
     // Where nothing was reported the reservation stands: it is the best that is known inside of the minute.
     if used.unreported.is_none() {
-        permit.settle_tokens(used.usage.total(), exchange.arrival.clock.now_us());
+        admitted.settle_tokens(used.usage.total(), exchange.arrival.clock.now_us());
     }
+    let Admitted { caller, model, .. } = admitted;
     let record = UsageRecord {
         request_id: exchange.arrival.request_id,
         account_id: caller.record.account_id.clone(),

@@ -9,7 +9,7 @@ use pingora::{Error, ErrorType, Result};
 use super::exchange::{Dispatch, Exchange, Refused};
 use super::phases::Relay;
 use super::upstream::{self, Again, TARGETS_MAX};
-use super::{Shared, answer};
+use super::{Shared, answer, recollection};
 use crate::relay::dialect::{self, Outgoing, ProviderError};
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Dialect, Moment, Stop, Target, Verdict, nobody, scattered, soonest, wait_ms};
@@ -157,9 +157,17 @@ impl Relay {
     /// Puts the request as the target gets it on the tape, and gives where that is.
     async fn say(&self, dispatch: &mut Dispatch, target: &Target) -> Result<HttpPeer, Unsaid> {
         let output_tokens_max = dispatch.admitted.model.output_tokens_max;
-        let Outgoing { path, body, dropped } =
+        let outgoing = || {
             dialect::outgoing(&dispatch.request, target, output_tokens_max, &dispatch.signatures)
-                .map_err(Unsaid::Untranslatable)?;
+                .map_err(Unsaid::Untranslatable)
+        };
+        let mut said = outgoing()?;
+        if let Some(windows) = &self.shared.windows
+            && recollection::ask_others(windows, &dispatch.signatures).await
+        {
+            said = outgoing()?;
+        }
+        let Outgoing { path, body, dropped } = said;
         dispatch.trace.tries(target, dispatch.request.stream(), self.shared.clock.now_us());
         let peer = upstream::peer(&self.shared, &target.provider, dispatch.tries).await.map_err(|reason| {
             let provider = &target.provider.name;

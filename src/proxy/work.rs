@@ -18,17 +18,18 @@ use super::in_flight::InFlight;
 use super::keyring::Keyring;
 use super::leases::{self, Leases};
 use super::notify::Notifier;
-use super::places::{spool_place, traces_place};
+use super::places::{shared_place, spool_place, traces_place};
 use super::resolve::Resolver;
 use super::server::ServeError;
 use super::stage::Stage;
-use super::{Shared, memory, settle};
+use super::{Shared, memory, recollection, settle};
 use crate::admin::api::ConfigStatus;
 use crate::admin::sale;
 use crate::billing::{self, BillingState};
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::relay::route::RetryBudget;
+use crate::shared::{Keeper, Windows};
 use crate::store::{Difference, NodeName, Store};
 use crate::telemetry::{AccessLog, Metrics, TraceWriter, Traces, Writer};
 
@@ -44,6 +45,8 @@ pub(super) struct Work {
     leases: Option<Arc<Leases>>,
     state: Arc<BillingState>,
     desk: Ending,
+    /// What keeps the windows that nodes share.
+    keeper: Option<Ending>,
     billing: Ending,
     trace_writer: Option<TraceWriter>,
     log_writer: Writer,
@@ -77,6 +80,8 @@ impl Work {
             Some(leases) => store.leasing(Arc::clone(leases.node_id())),
             None => store,
         };
+        let (windows, keeper) = share_windows(&live.load(), &metrics)?.unzip();
+        let signatures = recollection::memory(windows.as_ref());
         let (recorder, worker) = runtime
             .block_on(billing::open(&spool_place(&live.load().billing), store.clone()))
             .map_err(|error| ServeError::Billing(error.to_string()))?;
@@ -93,6 +98,7 @@ impl Work {
             store: store.clone(),
             keyring: Arc::clone(&keyring),
             leases: leases.clone(),
+            windows,
             recorder,
             idempotency,
             metrics: Arc::clone(&metrics),
@@ -105,7 +111,7 @@ impl Work {
             requests_in_flight: InFlight::default(),
             connections: Arc::default(),
             memory: Arc::default(),
-            signatures: Arc::default(),
+            signatures,
             stage: Stage::default(),
         });
         let observe = observer(&metrics, &shared.access_log, traces);
@@ -122,7 +128,8 @@ impl Work {
         background.extend(leases.clone().map(|leases| runtime.spawn(leases.run())));
         let billing = Ending::begin(runtime, |told| worker.run(told, observe));
         let desk = Ending::begin(runtime, |told| desk.run(told));
-        Ok((shared, Self { background, leases, state, desk, billing, trace_writer, log_writer }))
+        let keeper = keeper.map(|keeper| Ending::begin(runtime, |told| keeper.run(told)));
+        Ok((shared, Self { background, leases, state, desk, keeper, billing, trace_writer, log_writer }))
     }
 
     /// Brings everything that was recorded into the ledger and the sinks, or at least into the spool; and then the log.
@@ -132,6 +139,9 @@ impl Work {
         }
         if !self.desk.end(runtime) {
             tracing::error!("claims on Idempotency-Keys were not settled; they end by themselves");
+        }
+        if self.keeper.is_some_and(|keeper| !keeper.end(runtime)) {
+            tracing::error!("Redis was not told which requests have ended; their places come back by themselves");
         }
         if !self.billing.end(runtime) {
             tracing::error!("billing broke off; what it had not settled is in the spool and settles at the next start");
@@ -187,6 +197,20 @@ async fn begin_leases(
     let node = NodeName { id, name, version: env!("CARGO_PKG_VERSION").to_owned() };
     let begun = Leases::begin(store.clone(), node, shared.lease, clock).await;
     begun.map(Some).map_err(|error| failed(&format!("the node cannot lease credit: {error}")))
+}
+
+/// The windows that nodes share, where there are several.
+#[expect(clippy::float_arithmetic, reason = "series are floats")]
+fn share_windows(
+    snapshot: &config::Snapshot,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<(Arc<Windows>, Keeper)>, ServeError> {
+    let Some(config) = snapshot.shared.clone() else { return Ok(None) };
+    let Some(redis) = config.redis else { return Ok(None) };
+    let metrics = Arc::clone(metrics);
+    let observe = move |us: u64| metrics.shared_windows_seconds.observe(us as f64 / 1e6);
+    let windows = Windows::new(shared_place(redis, config.node, &snapshot.listen), observe);
+    windows.map(Some).map_err(|error| ServeError::Process(error.to_string()))
 }
 
 /// Starts what sends traces, where there are to be any.

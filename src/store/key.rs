@@ -435,7 +435,7 @@ mod tests {
         let found = fixture.store.find_key(&digest).await.unwrap().unwrap();
         assert_eq!((found.requests_per_minute, found.tokens_per_minute), (Some(u32::MAX), Some(i64::MAX as u64)));
         assert_eq!((found.concurrent_requests, found.budget), (Some(1), Some(NanoUsd(0))));
-        assert_eq!(found.models.unwrap()[1], "a\"b,c".into());
+        assert_eq!(&*found.models.unwrap()[1], "a\"b,c");
         assert_eq!((found.allow_ip, found.expires_at_ms), (terms.allow_ip, Some(-1)));
         assert!(found.within_plan);
     }

@@ -21,6 +21,14 @@ pub struct Metrics {
     pub first_token_seconds: Histogram,
     /// `tollgate_overhead_seconds`: from the body's last byte to the request's admission.
     pub overhead_seconds: Histogram,
+    /// `tollgate_shared_windows_seconds`: what requests wait for Redis.
+    pub shared_windows_seconds: Histogram,
+    /// `tollgate_shared_windows_decisions_total{source}`
+    shared_windows_decisions: IntCounterVec,
+    /// `tollgate_shared_windows_degraded`: 1 while the node keeps keys to its own share of their limits.
+    shared_windows_degraded: IntGauge,
+    /// `tollgate_shared_windows_nodes`: how many there are, as far as the node knows.
+    shared_windows_nodes: IntGauge,
     /// `tollgate_tokens_total{model,class}`
     pub tokens: IntCounterVec,
     /// `tollgate_cost_usd_total{model}`
@@ -140,10 +148,25 @@ pub struct Observed {
     pub config_refused: bool,
     /// Lines of the access log that found no place.
     pub access_lines_dropped: u64,
+    /// The windows that nodes share, where they do.
+    pub shared_windows: Option<ObservedWindows>,
     /// What has become of traces' spans.
     pub spans: SpanCounts,
     /// The providers of the configuration in force.
     pub providers: Vec<ObservedProvider>,
+}
+
+/// The windows that nodes share.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct ObservedWindows {
+    /// Whether the node keeps keys to its own share of their limits.
+    pub degraded: bool,
+    /// How many nodes there are.
+    pub nodes: u32,
+    /// Requests that Redis decided.
+    pub by_redis: u64,
+    /// Requests that the node decided by itself.
+    pub by_node: u64,
 }
 
 /// A provider.
@@ -197,6 +220,9 @@ pub struct ObservedSink {
 const SECONDS_BUCKETS: &[f64] =
     &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 const OVERHEAD_BUCKETS: &[f64] = &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0];
+/// From a script on the same machine to the longest that anybody waits.
+const SHARED_BUCKETS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.02, 0.025, 0.05, 0.1];
 
 impl Metrics {
     /// Registers every series.
@@ -226,6 +252,24 @@ impl Metrics {
                 "From a body's last byte to its request's admission.",
                 OVERHEAD_BUCKETS,
             )?,
+            shared_windows_seconds: histogram(
+                r,
+                "shared_windows_seconds",
+                "What requests wait for Redis.",
+                SHARED_BUCKETS,
+            )?,
+            shared_windows_decisions: counters(
+                r,
+                "shared_windows_decisions_total",
+                "Admissions, by who decided.",
+                &["source"],
+            )?,
+            shared_windows_degraded: gauge(
+                r,
+                "shared_windows_degraded",
+                "Whether keys are kept to this node's share.",
+            )?,
+            shared_windows_nodes: gauge(r, "shared_windows_nodes", "Nodes that share windows, as far as is known.")?,
             tokens: counters(r, "tokens_total", "Tokens, by class.", &["model", "class"])?,
             cost_usd: register(
                 r,
@@ -296,6 +340,8 @@ impl Metrics {
     fn begin_at_zero(&self) {
         Cause::ALL.iter().for_each(|cause| self.refusals.with_label_values(&[cause.code()]).inc_by(0));
         ["ok", "refused"].iter().for_each(|outcome| self.config_reloads.with_label_values(&[outcome]).inc_by(0));
+        let decisions = &self.shared_windows_decisions;
+        ["redis", "local"].iter().for_each(|source| decisions.with_label_values(&[source]).inc_by(0));
         ["made", "no_budget"].iter().for_each(|outcome| self.upstream_retries.with_label_values(&[outcome]).inc_by(0));
     }
 
@@ -373,6 +419,13 @@ impl Metrics {
             for (state, count) in provider.breakers {
                 set(&self.upstream_breakers.with_label_values(&[&*provider.name, state]), count);
             }
+        }
+        if let Some(windows) = &observed.shared_windows {
+            for (source, total) in [("redis", windows.by_redis), ("local", windows.by_node)] {
+                raise(&self.shared_windows_decisions.with_label_values(&[source]), total);
+            }
+            self.shared_windows_degraded.set(i64::from(windows.degraded));
+            set(&self.shared_windows_nodes, u64::from(windows.nodes));
         }
         self.holds_active.set(observed.holds_active);
         self.held.set(observed.held_nano_usd);

@@ -35,6 +35,27 @@ impl KeyLimits {
             concurrent_requests: limit(key, key.concurrent_requests, plan.concurrent_requests),
         }
     }
+
+    /// What one of so many nodes gives out of them where it cannot ask what the others have given: an equal part, rounded up.
+    #[must_use]
+    pub fn share(&self, nodes: u32) -> Self {
+        let nodes = nodes.max(1);
+        Self {
+            requests_per_minute: self.requests_per_minute.div_ceil(nodes),
+            tokens_per_minute: self.tokens_per_minute.map(|limit| limit.div_ceil(u64::from(nodes))),
+            concurrent_requests: self.concurrent_requests.map(|limit| limit.div_ceil(nodes)),
+        }
+    }
+
+    /// Limits that nothing meets and that count what these count: for windows that follow what is decided elsewhere.
+    #[must_use]
+    pub fn counting(&self) -> Self {
+        Self {
+            requests_per_minute: u32::MAX,
+            tokens_per_minute: self.tokens_per_minute.map(|_| u64::MAX),
+            concurrent_requests: None,
+        }
+    }
 }
 
 fn limit<N: Ord>(key: &KeyRecord, own: Option<N>, of_plan: Option<N>) -> Option<N> {
@@ -162,11 +183,22 @@ impl KeyLimiter {
     }
 }
 
-/// Which limit is in the way.
-enum Denied {
-    Requests { retry_after_ms: u64 },
-    Tokens { retry_after_ms: u64 },
+/// Which limit is in the way of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// Requests a minute.
+    Requests {
+        /// Until one more is free.
+        retry_after_ms: u64,
+    },
+    /// Tokens a minute.
+    Tokens {
+        /// Until as many are free.
+        retry_after_ms: u64,
+    },
+    /// Tokens a minute, for ever: the request needs more than all of them.
     TooManyTokens,
+    /// Requests at once.
     AtOnce,
 }
 
@@ -236,7 +268,8 @@ impl Drop for Permit {
 }
 
 impl Denied {
-    fn refusal(&self, limits: &KeyLimits, asked_tokens: u64) -> Refusal {
+    /// What the client is told.
+    pub fn refusal(&self, limits: &KeyLimits, asked_tokens: u64) -> Refusal {
         let requests = limits.requests_per_minute;
         let tokens = limits.tokens_per_minute.unwrap_or(u64::MAX);
         let about =
@@ -412,6 +445,19 @@ mod tests {
         key.concurrent_requests = Some(1);
         let own = KeyLimits { requests_per_minute: 7, tokens_per_minute: Some(5), concurrent_requests: Some(1) };
         assert_eq!(KeyLimits::new(&key, &plan), own);
+    }
+
+    #[test]
+    fn a_share_is_rounded_up_so_that_every_node_has_one() {
+        let all = KeyLimits { requests_per_minute: 60, tokens_per_minute: Some(1_000), concurrent_requests: Some(2) };
+        let third = KeyLimits { requests_per_minute: 20, tokens_per_minute: Some(334), concurrent_requests: Some(1) };
+        assert_eq!(all.share(3), third);
+        assert_eq!((all.share(1), all.share(0)), (all, all));
+        assert_eq!(all.share(1_000).requests_per_minute, 1);
+        let limiter = Arc::new(KeyLimiter::default());
+        let permits: Vec<_> = (0..70).map(|_| limiter.admit(&all.counting(), 900, 0).unwrap()).collect();
+        assert_eq!((permits.len(), limiter.in_flight()), (70, 70), "it only counts");
+        assert_eq!(limiter.view(&all, 0).tokens.unwrap().remaining, 0);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod progress;
 mod recordings;
 mod request;
 mod response;
+mod sealed;
 mod signatures;
 mod stream;
 #[cfg(test)]
@@ -29,6 +30,7 @@ mod whole;
 
 pub use error::map_error;
 pub use request::request;
+pub use sealed::{NONCE_BYTES, SignaturePlace};
 pub use signatures::{SIGNATURE_BYTES_MAX, SIGNATURES_BYTES_MAX, SIGNATURES_MAX, SignatureMemory, SignatureScope};
 pub use stream::{EVENT_BYTES_MAX, StreamTranslator};
 pub use whole::{WHOLE_BYTES_MAX, WholeTranslator};

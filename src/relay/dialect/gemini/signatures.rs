@@ -4,12 +4,17 @@
 //! `tool_calls[].extra_content.google.thought_signature`, the name that Google's own compatible endpoint uses, and most send
 //! it back. For those that do not, it is kept here under the account and the call's id, for as long as there is room.
 //!
-//! Deliberately absent: expiry by age, for there is no clock here, and anything that survives the process.
+//! Other nodes may be told of what is remembered, and asked for what is not; each call is asked for once a translation.
+//!
+//! Deliberately absent: expiry by age, for there is no clock here, and how others are told and asked.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
+
+use super::sealed::SignaturePlace;
 
 /// The most signatures that are remembered.
 pub const SIGNATURES_MAX: usize = 64 * 1024;
@@ -17,6 +22,9 @@ pub const SIGNATURES_MAX: usize = 64 * 1024;
 pub const SIGNATURES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The most bytes of one; a longer one is not remembered. Those seen have up to some five thousand.
 pub const SIGNATURE_BYTES_MAX: usize = 256 * 1024;
+
+/// The most calls that others are asked for at once.
+const MISSED_MAX: usize = 64;
 
 /// What is sent with the calls of a history that has no signatures, because another model made it: Google documents this
 /// word for the purpose. Models that do not ask for signatures let it pass.
@@ -28,6 +36,18 @@ pub struct SignatureMemory {
     shelf: Mutex<Shelf>,
     signatures_max: usize,
     bytes_max: usize,
+    others: Option<Others>,
+}
+
+/// Who is told of each signature, and where it belongs.
+struct Others(Box<Tell>);
+
+type Tell = dyn Fn(&SignaturePlace, &[u8]) + Send + Sync;
+
+impl fmt::Debug for Others {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Others")
+    }
 }
 
 /// One account's part of the memory. There is no way from it to another's.
@@ -35,7 +55,11 @@ pub struct SignatureMemory {
 pub struct SignatureScope {
     memory: Arc<SignatureMemory>,
     scope: Box<str>,
+    /// Calls that were looked for in vain, where others can be asked.
+    missed: Option<Arc<Mutex<CallIds>>>,
 }
+
+type CallIds = Vec<Box<[u8]>>;
 
 /// A digest of scope and id: of one size, however long they are, and nobody else's scope can make it.
 type Key = [u8; 32];
@@ -64,12 +88,19 @@ impl Default for SignatureMemory {
 impl SignatureMemory {
     /// An empty memory for so many signatures that have so many bytes together.
     pub fn new(signatures_max: usize, bytes_max: usize) -> Self {
-        Self { shelf: Mutex::default(), signatures_max, bytes_max }
+        Self { shelf: Mutex::default(), signatures_max, bytes_max, others: None }
+    }
+
+    /// The same, which tells others what it learns.
+    #[must_use]
+    pub fn telling(self, tell: impl Fn(&SignaturePlace, &[u8]) + Send + Sync + 'static) -> Self {
+        Self { others: Some(Others(Box::new(tell))), ..self }
     }
 
     /// The part of the memory that belongs to an account.
     pub fn scope(self: &Arc<Self>, scope: &str) -> SignatureScope {
-        SignatureScope { memory: Arc::clone(self), scope: scope.into() }
+        let missed = self.others.as_ref().map(|_| Arc::default());
+        SignatureScope { memory: Arc::clone(self), scope: scope.into(), missed }
     }
 
     /// How many signatures are remembered now.
@@ -84,8 +115,16 @@ impl SignatureMemory {
 }
 
 impl SignatureScope {
-    /// Remembers a call's signature, as it stands inside of a JSON string.
+    /// Remembers a call's signature, as it stands inside of a JSON string, and tells others of it.
     pub(super) fn remember(&self, call_id: &[u8], signature: &[u8]) {
+        self.learn(call_id, signature);
+        if let Some(Others(tell)) = self.memory.others.as_ref().filter(|_| !signature.is_empty()) {
+            tell(&self.place(call_id), signature);
+        }
+    }
+
+    /// Remembers a call's signature that others knew.
+    pub fn learn(&self, call_id: &[u8], signature: &[u8]) {
         let memory = &self.memory;
         if signature.is_empty() || signature.len() > SIGNATURE_BYTES_MAX.min(memory.bytes_max) {
             return;
@@ -112,6 +151,27 @@ impl SignatureScope {
         let kept = shelf.signatures.get_mut(&key)?;
         kept.used = used;
         Some(Arc::clone(&kept.signature))
+    }
+
+    /// A call that should have a signature has none here.
+    pub(super) fn miss(&self, call_id: &[u8]) {
+        if let Some(missed) = &self.missed {
+            let mut missed = missed.lock().unwrap_or_else(PoisonError::into_inner);
+            if missed.len() < MISSED_MAX {
+                missed.push(call_id.into());
+            }
+        }
+    }
+
+    /// The calls that were looked for in vain since this was last asked.
+    pub fn take_missed(&self) -> CallIds {
+        let Some(missed) = &self.missed else { return Vec::new() };
+        std::mem::take(&mut *missed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where others keep a call's signature.
+    pub fn place(&self, call_id: &[u8]) -> SignaturePlace {
+        SignaturePlace::new(&self.scope, call_id)
     }
 
     fn key(&self, call_id: &[u8]) -> Key {
@@ -184,6 +244,25 @@ mod tests {
         scope.remember(b"2", b"too long for it");
         scope.remember(b"3", b"");
         assert_eq!(memory.count(), 1);
+    }
+
+    #[test]
+    fn others_are_told_what_is_learnt_here_and_asked_for_what_is_missed() {
+        let told: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let tell = Arc::clone(&told);
+        let memory = SignatureMemory::new(10, 1000)
+            .telling(move |place, signature| tell.lock().unwrap().extend(place.seal([1; 12], signature)));
+        let scope = Arc::new(memory).scope("acct_1");
+        scope.remember(b"call_1", b"signature");
+        let sealed = told.lock().unwrap().pop().unwrap();
+        scope.learn(b"call_2", b"another's");
+        assert!(told.lock().unwrap().is_empty(), "others know what they have told");
+        scope.miss(b"call_3");
+        assert_eq!((scope.take_missed().len(), scope.take_missed().len()), (1, 0));
+        assert_eq!(scope.place(b"call_1").open(sealed).as_deref(), Some(&b"signature"[..]));
+        let alone = super::tests::memory(10, 1000).scope("acct_1");
+        alone.miss(b"call_3");
+        assert!(alone.take_missed().is_empty(), "there is nobody to be asked");
     }
 
     proptest! {

@@ -255,6 +255,7 @@ impl<'a, 'o> Contents<'a, 'o> {
         } else if let Some(signature) = self.signatures.recall(call.id()) {
             write_signature(self.out, &signature);
         } else if is_first {
+            self.signatures.miss(call.id());
             write_signature(self.out, NO_SIGNATURE);
         }
         self.out.push(b'}');

@@ -166,7 +166,7 @@ fn what_has_no_place_is_dropped_and_named() {
         sent_by(&body, &[Quirk::NoPlatformFields, Quirk::NoUser, Quirk::NoStreamOptions], ModelRules::default())
             .unwrap();
     assert_eq!(body, format!(r#"{{ "model":"up","stream":true, {MESSAGES}}}"#));
-    assert_eq!(dropped, ["store".into(), "user".into()]);
+    assert_eq!(dropped, ["store", "user"].map(Box::<str>::from));
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn efforts_are_sent_in_the_vendors_words() {
         sent.contains(r#""tool_choice":"required""#) && sent.ends_with(r#""thinking":{"type":"disabled"}}"#),
         "{sent}"
     );
-    assert_eq!(dropped, ["reasoning_effort".into()]);
+    assert_eq!(dropped, ["reasoning_effort"].map(Box::<str>::from));
 
     let flag = &[Quirk::EnableThinking];
     let budget = rules(Thinking::Budget { min: 0, max: 99_999 });
