@@ -17,6 +17,7 @@ pub mod nginx;
 pub mod redis;
 pub mod relay;
 pub mod setup;
+pub mod store;
 pub mod stripe;
 pub mod tls;
 pub mod upstream;
@@ -33,6 +34,7 @@ pub use manager::Manager;
 pub use redis::{Lag, Redis};
 pub use relay::{Account, Relay};
 pub use setup::Setup;
+pub use store::Store;
 pub use upstream::{Answer, Received, Upstream};
 
 /// How long anything may take before the test that waits for it fails.
