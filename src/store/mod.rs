@@ -131,8 +131,9 @@ impl Store {
         Ok(self.beside_the_writer().begin(BEGIN_WRITE_KEYS).await?)
     }
 
-    /// A transaction of one statement. In Postgres it waits for nobody but those who change the same rows: it must be right whatever
-    /// the others do, because its condition is looked at again when the row is free.
+    /// A transaction of one statement that changes one row at most. In Postgres it waits for nobody but those who change that row, and
+    /// its condition is looked at again when the row is free. Of several rows it might hold one that somebody waits for who holds the
+    /// next.
     async fn write_row(&self) -> Result<Transaction, StoreError> {
         Ok(self.beside_the_writer().begin(BEGIN_WRITE_ROW).await?)
     }
