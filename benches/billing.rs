@@ -160,8 +160,8 @@ impl Bench {
 }
 
 struct Payer {
-    account_id: Box<str>,
-    key_id: Box<str>,
+    account_id: Arc<str>,
+    key_id: Arc<str>,
     account: Arc<Purse>,
     spending: Arc<Spending>,
 }

@@ -11,6 +11,7 @@
 //! this one by what its batches are made of, and by people without this program.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -97,7 +98,7 @@ fn row<'a>(record: &'a UsageRecord, names: &mut Names<'a>) -> Row {
     )
 }
 
-fn record(row: Row, names: &[Box<str>], provider_cost: Option<i64>) -> Option<UsageRecord> {
+fn record(row: Row, names: &[Arc<str>], provider_cost: Option<i64>) -> Option<UsageRecord> {
     let (
         request_id,
         account,
@@ -142,7 +143,7 @@ pub(super) struct Read {
 
 /// Reads every record that can be read, whatever has become of others.
 pub(super) fn decode(body: &str) -> Read {
-    let Ok(Batch { names, records, provider_costs }) = serde_json::from_str::<Batch<Box<str>, &RawValue>>(body) else {
+    let Ok(Batch { names, records, provider_costs }) = serde_json::from_str::<Batch<Arc<str>, &RawValue>>(body) else {
         return Read { records: Vec::new(), unreadable: Some(body.to_owned()) };
     };
     let mut read = Read::default();

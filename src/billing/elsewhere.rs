@@ -41,7 +41,7 @@ struct Written {
     batches: BTreeMap<i64, Amounts>,
 }
 
-type Amounts = HashMap<Box<str>, i64>;
+type Amounts = HashMap<Arc<str>, i64>;
 
 impl Elsewhere {
     pub(super) fn new(path: PathBuf, own: Arc<str>, state: Arc<BillingState>) -> Self {
@@ -52,7 +52,7 @@ impl Elsewhere {
     ///
     /// # Errors
     /// The spool cannot be read.
-    pub async fn amounts(&self) -> Result<HashMap<Box<str>, NanoUsd>, SpoolError> {
+    pub async fn amounts(&self) -> Result<HashMap<Arc<str>, NanoUsd>, SpoolError> {
         if !self.0.state.others() {
             return Ok(HashMap::new());
         }
@@ -63,7 +63,7 @@ impl Elsewhere {
 }
 
 impl Inner {
-    fn read(&self) -> Result<HashMap<Box<str>, NanoUsd>, SpoolError> {
+    fn read(&self) -> Result<HashMap<Arc<str>, NanoUsd>, SpoolError> {
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
         let Books { reader, writers } = &mut *books;
         let reader = match reader {
@@ -105,7 +105,7 @@ impl Written {
     }
 }
 
-fn add(sums: &mut Amounts, account: Box<str>, amount: i64) {
+fn add(sums: &mut Amounts, account: Arc<str>, amount: i64) {
     let sum = sums.entry(account).or_default();
     *sum = sum.saturating_add(amount);
 }

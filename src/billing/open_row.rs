@@ -7,6 +7,8 @@
 //!
 //! Nothing of the prompt or the answer stands in it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -21,9 +23,9 @@ const SOMETHING_PASSED: u16 = 200;
 /// What is known of a request from its admission on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
-    pub(super) account: Box<str>,
-    pub(super) key: Box<str>,
-    pub(super) model: Box<str>,
+    pub(super) account: Arc<str>,
+    pub(super) key: Arc<str>,
+    pub(super) model: Arc<str>,
     pub(super) started_at_ms: i64,
     /// What it may come to cost.
     #[serde(rename = "hold_nano_usd")]
@@ -42,7 +44,7 @@ struct Written<'a> {
 struct Found {
     #[serde(flatten)]
     facts: Facts,
-    passed: Option<Passed<Box<str>>>,
+    passed: Option<Passed<Arc<str>>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,10 +76,10 @@ pub(super) fn encode(facts: &Facts, progress: Option<&Progress>) -> Result<Strin
 }
 
 /// What a row holds back from its account.
-pub(super) fn held(body: &str) -> Result<(Box<str>, NanoUsd), serde_json::Error> {
+pub(super) fn held(body: &str) -> Result<(Arc<str>, NanoUsd), serde_json::Error> {
     #[derive(Deserialize)]
     struct Holding {
-        account: Box<str>,
+        account: Arc<str>,
         hold_nano_usd: i64,
     }
     let Holding { account, hold_nano_usd } = serde_json::from_str(body)?;
@@ -93,7 +95,7 @@ pub(super) fn interrupted(id: Uuid, body: &str) -> Result<UsageRecord, serde_jso
         account_id: facts.account,
         key_id: facts.key,
         model: facts.model,
-        provider: Box::default(),
+        provider: Arc::default(),
         status: NOTHING_PASSED,
         usage: Usage::default(),
         cost: NanoUsd(0),

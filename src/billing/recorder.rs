@@ -96,11 +96,11 @@ pub struct Opening {
     /// The request.
     pub request_id: Uuid,
     /// Who pays.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// With which key it was asked.
-    pub key_id: Box<str>,
+    pub key_id: Arc<str>,
     /// The public id of the model.
-    pub model: Box<str>,
+    pub model: Arc<str>,
     /// Milliseconds since the Unix epoch.
     pub started_at_ms: i64,
     /// What it may come to cost.
@@ -168,7 +168,7 @@ impl Drop for Place {
 #[derive(Debug, Clone)]
 pub struct Progress {
     /// Who answers.
-    pub provider: Box<str>,
+    pub provider: Arc<str>,
     /// What was used so far, as reported or estimated.
     pub usage: Usage,
     /// What that costs.

@@ -30,7 +30,7 @@ impl ProviderRow {
         };
         let credentials: Vec<Secret> = self.credentials.into_iter().filter_map(ready).collect();
         let Self { dialect, endpoint, quirks, times, breaker, .. } = self;
-        Provider { name, dialect, endpoint, credentials, quirks, times, breaker }
+        Provider { name: name.into(), dialect, endpoint, credentials, quirks, times, breaker }
     }
 }
 

@@ -124,7 +124,7 @@ impl Offers {
             return None;
         }
         Some(Arc::new(Model {
-            id,
+            id: id.into(),
             context_window,
             output_tokens_max,
             image_tokens,

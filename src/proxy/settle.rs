@@ -174,7 +174,7 @@ pub(super) fn checkpoint(arrival: &Arrival, answering: &mut Answering, now_us: u
 /// What a request used, as far as it is known here.
 #[derive(Default)]
 struct Used {
-    provider: Box<str>,
+    provider: Arc<str>,
     /// What the provider charges, where that is known.
     cost: Option<Price>,
     usage: Usage,

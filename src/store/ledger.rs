@@ -1,6 +1,7 @@
 //! Settling: finished requests become usage rows and, where there is something to enter, ledger entries, each at most once.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -22,13 +23,13 @@ pub struct Settled {
     /// Whether this call entered it; otherwise an earlier one had.
     pub fresh: bool,
     /// Who paid.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// The account's balance after the whole call.
     pub balance: NanoUsd,
     /// The ledger entry up to which `balance` counts.
     pub balance_seq: i64,
     /// The key.
-    pub key_id: Box<str>,
+    pub key_id: Arc<str>,
     /// What the key has spent after the whole call.
     pub spent: NanoUsd,
     /// The ledger entry up to which `spent` counts.

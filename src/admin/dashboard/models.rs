@@ -42,7 +42,11 @@ async fn show(customer: Customer) -> Answer {
     let snapshot = customer.who.dashboard.snapshot();
     let plan = snapshot.catalogue.plan(&customer.account.plan);
     let only = plan.and_then(|plan| plan.models.as_deref());
-    let allowed = snapshot.catalogue.models().iter().filter(|model| only.is_none_or(|only| only.contains(&model.id)));
+    let allowed = snapshot
+        .catalogue
+        .models()
+        .iter()
+        .filter(|model| only.is_none_or(|only| only.iter().any(|id| **id == *model.id)));
     let models = allowed.map(|model| row(model)).collect();
     page(&ModelsPage { frame: Frame::of(&customer.who, "Models", "/models"), models })
 }

@@ -49,7 +49,7 @@ impl Told {
 
     fn open(mut self, numbers: impl IntoIterator<Item = u128>, now_us: u64) -> Self {
         for number in numbers {
-            let name = || Box::from("n");
+            let name = || Arc::from("n");
             let facts = Facts { account: name(), key: name(), model: name(), started_at_ms: 1, hold: 9 };
             self.arrived.opened.push((Uuid::from_u128(number), Arc::new(facts)));
         }

@@ -1,6 +1,7 @@
 //! The scribe step by step, in a process that dies between any two of them: whatever was acknowledged is billed once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc;
 
 use proptest::collection::vec;
@@ -98,7 +99,7 @@ impl Process {
 
     fn open(&mut self, world: &mut World) {
         world.minted += 1;
-        let name = || Box::from("n");
+        let name = || Arc::from("n");
         let facts = Facts { account: name(), key: name(), model: long_name(), started_at_ms: 1, hold: 9 };
         self.arrived.opened.push((Uuid::from_u128(world.minted), Arc::new(facts)));
         world.running.push(world.minted);
@@ -178,7 +179,7 @@ impl Process {
 const FINAL: i64 = 5_000;
 
 /// A few rows fill a page, so that room matters.
-fn long_name() -> Box<str> {
+fn long_name() -> Arc<str> {
     "n".repeat(1_500).into()
 }
 

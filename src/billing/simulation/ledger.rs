@@ -38,8 +38,8 @@ pub(super) struct Sum {
 /// A request as the ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Billed {
-    pub(super) account: Box<str>,
-    pub(super) key: Box<str>,
+    pub(super) account: Arc<str>,
+    pub(super) key: Arc<str>,
     pub(super) cost: i64,
     /// Out of whose spool it came.
     writer: String,
@@ -50,9 +50,9 @@ pub(super) struct Books {
     /// The last call was answered, well or not.
     pub(super) answered: bool,
     seq: i64,
-    pub(super) balances: BTreeMap<Box<str>, Sum>,
-    pub(super) spent: BTreeMap<Box<str>, Sum>,
-    pub(super) granted: BTreeMap<Box<str>, i64>,
+    pub(super) balances: BTreeMap<Arc<str>, Sum>,
+    pub(super) spent: BTreeMap<Arc<str>, Sum>,
+    pub(super) granted: BTreeMap<Arc<str>, i64>,
     pub(super) billed: BTreeMap<Uuid, Billed>,
     cursors: BTreeMap<String, i64>,
     /// What may not be, and was.
@@ -97,7 +97,7 @@ impl SimLedger {
     }
 
     /// Balances of accounts and spendings of keys, as a poll is told of them.
-    pub(super) async fn amounts(&self) -> (BTreeMap<Box<str>, Sum>, BTreeMap<Box<str>, Sum>) {
+    pub(super) async fn amounts(&self) -> (BTreeMap<Arc<str>, Sum>, BTreeMap<Arc<str>, Sum>) {
         let Some(store) = self.store() else {
             let books = self.books();
             return (books.balances.clone(), books.spent.clone());

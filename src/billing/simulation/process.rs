@@ -82,9 +82,9 @@ pub(super) struct Process {
     /// Requests that have ended, and whose clients wait.
     waiting: Vec<(usize, Boxed<Result<(), NotKept>>)>,
     /// A poll that has read what is elsewhere, and not yet the balances.
-    polling: Option<HashMap<Box<str>, NanoUsd>>,
+    polling: Option<HashMap<Arc<str>, NanoUsd>>,
     /// The newest balances that it was told, by a poll.
-    heard: BTreeMap<Box<str>, Sum>,
+    heard: BTreeMap<Arc<str>, Sum>,
     /// Something that it does will fail for good.
     pub(super) is_breaking: Cell<bool>,
     /// It admits no more.

@@ -21,7 +21,7 @@ pub(super) struct World {
     pub(super) now_us: u64,
     /// May.
     pub(super) wall_ms: i64,
-    pub(super) accounts: Vec<Box<str>>,
+    pub(super) accounts: Vec<Arc<str>>,
     pub(super) keys: Vec<Key>,
     pub(super) requests: Vec<Request>,
     by_id: BTreeMap<Uuid, usize>,
@@ -29,7 +29,7 @@ pub(super) struct World {
 }
 
 pub(super) struct Key {
-    pub(super) id: Box<str>,
+    pub(super) id: Arc<str>,
     pub(super) account: usize,
     pub(super) budget: Option<i64>,
 }

@@ -174,7 +174,7 @@ impl KeyCache {
     }
 
     /// Takes over what accounts hold and owe in other processes; those that are not named, nothing.
-    pub fn refresh_elsewhere(&self, elsewhere: HashMap<Box<str>, NanoUsd>) {
+    pub fn refresh_elsewhere(&self, elsewhere: HashMap<Arc<str>, NanoUsd>) {
         self.registry().hear_of_elsewhere(elsewhere);
     }
 

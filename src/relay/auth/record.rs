@@ -1,6 +1,7 @@
 //! A key as the store knows it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -11,9 +12,9 @@ use crate::relay::meter::NanoUsd;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRecord {
     /// The key's id; not the key.
-    pub key_id: Box<str>,
+    pub key_id: Arc<str>,
     /// Its account.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// The digest under which it is cached.
     pub digest: KeyDigest,
     /// The account's plan, by name.

@@ -23,7 +23,7 @@ const DEAD_MIN: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Amount {
     /// The account's or the key's id.
-    pub id: Box<str>,
+    pub id: Arc<str>,
     /// How much it is.
     pub amount: NanoUsd,
     /// The ledger's sequence number that the amount includes.
@@ -39,11 +39,11 @@ pub(super) struct Registry {
     /// What all of them hold.
     holds: Arc<HoldGauge>,
     /// What accounts hold and owe in other processes; those that are not named, nothing.
-    elsewhere: HashMap<Box<str>, NanoUsd>,
+    elsewhere: HashMap<Arc<str>, NanoUsd>,
     loading: HashMap<KeyDigest, Load>,
     /// Amounts heard of while something is being loaded; at most one for each account and key that there is.
-    balances_heard: HashMap<Box<str>, Amount>,
-    spending_heard: HashMap<Box<str>, Amount>,
+    balances_heard: HashMap<Arc<str>, Amount>,
+    spending_heard: HashMap<Arc<str>, Amount>,
 }
 
 /// A key that is being loaded.
@@ -78,10 +78,10 @@ impl Registry {
             None => self.bring_to_life(record),
         };
         let record = entry.record();
-        if let Some(heard) = self.balances_heard.get(&record.account_id) {
+        if let Some(heard) = self.balances_heard.get(&*record.account_id) {
             entry.account.refresh(heard.amount, heard.seq);
         }
-        if let Some(heard) = self.spending_heard.get(&record.key_id) {
+        if let Some(heard) = self.spending_heard.get(&*record.key_id) {
             entry.spending.refresh(heard.amount, heard.seq);
         }
         Some(entry)
@@ -122,7 +122,7 @@ impl Registry {
     }
 
     /// What accounts hold and owe in other processes, all of it.
-    pub(super) fn hear_of_elsewhere(&mut self, heard: HashMap<Box<str>, NanoUsd>) {
+    pub(super) fn hear_of_elsewhere(&mut self, heard: HashMap<Arc<str>, NanoUsd>) {
         let before = std::mem::replace(&mut self.elsewhere, heard);
         for id in before.keys().chain(self.elsewhere.keys()) {
             if let Some(purse) = self.accounts.find(id) {
@@ -165,7 +165,7 @@ impl Registry {
 /// Things by id, for as long as someone holds them.
 #[derive(Debug)]
 struct Living<T> {
-    by_id: HashMap<Box<str>, Weak<T>>,
+    by_id: HashMap<Arc<str>, Weak<T>>,
     /// At how many names the dead are looked for.
     sweep_at: usize,
 }
@@ -191,7 +191,7 @@ impl<T> Living<T> {
     }
 
     /// Forgets the dead whenever they may be half of all, so the cost of looking for them is spread evenly.
-    fn remember(&mut self, id: Box<str>, thing: &Arc<T>) {
+    fn remember(&mut self, id: Arc<str>, thing: &Arc<T>) {
         if self.by_id.len() >= self.sweep_at {
             self.by_id.retain(|_, thing| thing.strong_count() > 0);
             self.sweep_at = self.by_id.len() * 2 + DEAD_MIN;

@@ -1,5 +1,7 @@
 //! The finished request as it is billed, stored and reported.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -12,13 +14,13 @@ pub struct UsageRecord {
     #[serde(with = "as_text")]
     pub request_id: Uuid,
     /// Who pays.
-    pub account_id: Box<str>,
+    pub account_id: Arc<str>,
     /// With which key it was asked.
-    pub key_id: Box<str>,
+    pub key_id: Arc<str>,
     /// The public id of the model.
-    pub model: Box<str>,
+    pub model: Arc<str>,
     /// Who answered, or was asked last.
-    pub provider: Box<str>,
+    pub provider: Arc<str>,
     /// The HTTP status that the client got.
     pub status: u16,
     /// What was used.

@@ -13,7 +13,7 @@ use crate::relay::meter::{ImageTokens, NanoUsd, Price};
 pub struct Catalogue {
     /// In the order of the file, which is the order of `/v1/models`.
     models: Vec<Arc<Model>>,
-    models_by_id: HashMap<Box<str>, Arc<Model>>,
+    models_by_id: HashMap<Arc<str>, Arc<Model>>,
     plans: HashMap<Box<str>, Arc<Plan>>,
     default_plan: Option<Arc<Plan>>,
     providers: Vec<Arc<Provider>>,
@@ -99,7 +99,7 @@ fn default_of(plans: &[Arc<Plan>]) -> Option<&Arc<Plan>> {
 #[derive(Debug)]
 pub struct Model {
     /// The public id; may hold slashes.
-    pub id: Box<str>,
+    pub id: Arc<str>,
     /// Tokens of prompt and answer together that clients are promised.
     pub context_window: u64,
     /// The most tokens that one answer may have.
@@ -138,7 +138,7 @@ pub struct Target {
 #[derive(Debug)]
 pub struct Provider {
     /// The name that metrics, logs and bills carry.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// The wire format that it speaks.
     pub dialect: Dialect,
     /// Where it is.

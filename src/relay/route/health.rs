@@ -12,7 +12,7 @@ pub type Lanes = Arc<[Arc<Lane>]>;
 /// What is known of every provider's health. As large as the configuration.
 #[derive(Debug, Default)]
 pub struct Health {
-    providers: HashMap<Box<str>, ProviderHealth>,
+    providers: HashMap<Arc<str>, ProviderHealth>,
 }
 
 /// What is known of one provider.
