@@ -93,8 +93,7 @@ const BEGIN_READ: Each =
 impl Store {
     /// Opens the store at `url` and brings its tables to this version. Of `sqlite://relative` and `sqlite:///absolute`, file and folders
     /// are made where there are none, for their owner only; the database of `postgres://user:password@host:port/database` has to be
-    /// there. What is changed by this handle is changed in the
-    /// relay's own name, unless [`Store::in_the_name_of`] says otherwise.
+    /// there. What is changed by this handle is changed in the relay's own name, unless [`Store::in_the_name_of`] says otherwise.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let Connections { readers, writer } = open::open(url).await?;
         let (series, months) = (Arc::default(), Arc::default());
