@@ -10,6 +10,7 @@ use super::payment::{self, Payment};
 use super::plan::{self, PlanRow};
 use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
+use super::shared::{self, SharedConfig};
 use super::snapshot::{BillingConfig, DashboardConfig, Limits, Listen, StoreConfig, TracesConfig};
 use super::{dashboard, listen, settings, telemetry};
 use crate::relay::route::Secret;
@@ -30,6 +31,7 @@ pub(super) struct Row<T> {
 pub(super) struct Draft {
     pub(super) listen: Single<Listen>,
     pub(super) store: Single<StoreConfig>,
+    pub(super) shared: Single<SharedConfig>,
     pub(super) billing: Single<BillingConfig>,
     pub(super) limits: Single<Limits>,
     pub(super) admin: Single<Secret>,
@@ -106,9 +108,7 @@ impl Draft {
         self.dashboard.read(root.optional("dashboard"), dashboard::read);
         self.telemetry.read(root.optional("telemetry"), telemetry::read);
         self.payment.read(root.optional("payment"), payment::read);
-        if let Some(shared) = root.optional("shared") {
-            settings::shared(&shared);
-        }
+        self.shared.read(root.optional("shared"), shared::read);
         add_rows(&mut self.plans, root.optional("plan"), plan::read);
         add_rows(&mut self.providers, root.optional("provider"), provider::read);
         add_rows(&mut self.models, root.optional("model"), model::read);

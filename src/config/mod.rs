@@ -26,6 +26,7 @@ mod resolve;
 mod rules;
 mod secret;
 mod settings;
+mod shared;
 mod sink;
 mod snapshot;
 mod telemetry;
@@ -41,6 +42,7 @@ use reader::Reading;
 
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
+pub use shared::SharedConfig;
 pub use snapshot::{
     BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot,
     StoreConfig, StripeConfig, TracesConfig,
@@ -98,6 +100,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let mut draft = Draft::read(path, &reading);
     check_across_tables(&draft, path, &reading.mistakes);
     let listen = std::mem::take(&mut draft.listen).into_content().unwrap_or_default();
+    let shared = std::mem::take(&mut draft.shared).into_content();
     let store = std::mem::take(&mut draft.store).into_content().unwrap_or_default();
     let billing = std::mem::take(&mut draft.billing).into_content().unwrap_or_default();
     let limits = std::mem::take(&mut draft.limits).into_content().unwrap_or_default();
@@ -117,6 +120,7 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
         version: 1,
         listen,
         store,
+        shared,
         billing,
         limits,
         admin_token,

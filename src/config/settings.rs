@@ -1,5 +1,4 @@
-//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default. `[shared]` is known and refused: the
-//! relay has no place for it yet, and settings that do nothing are promises not kept.
+//! The small tables: `[store]`, `[billing]`, `[limits]`. Every entry has a default.
 
 use std::time::Duration;
 
@@ -13,11 +12,15 @@ pub(super) const SECONDS_MAX: u64 = 86_400;
 
 pub(super) fn store(value: &Value<'_>) -> Option<StoreConfig> {
     let table = value.table()?;
+    let mut store = StoreConfig::default();
     let url = table.optional("url").map(|url| store_url(&url));
+    if let Some(seconds) = table.optional("grace_seconds_max").and_then(|value| value.number(1..=SECONDS_MAX)) {
+        store.grace_max = Duration::from_secs(seconds);
+    }
     table.finish();
     match url {
-        Some(url) => Some(StoreConfig { url: url? }),
-        None => Some(StoreConfig::default()),
+        Some(url) => Some(StoreConfig { url: url?, ..store }),
+        None => Some(store),
     }
 }
 
@@ -98,11 +101,6 @@ pub(super) fn admin(value: &Value<'_>) -> Option<Secret> {
     let token = token.and_then(|value| secret::required(&value));
     table.finish();
     token
-}
-
-/// `[shared]` is for several nodes.
-pub(super) fn shared(value: &Value<'_>) {
-    value.report("several nodes that share windows are not built yet; remove [shared]");
 }
 
 pub(super) fn limits(value: &Value<'_>) -> Option<Limits> {

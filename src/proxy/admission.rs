@@ -14,11 +14,15 @@ use super::failed_logins::Failed;
 use super::idempotency::{self, Looked};
 use super::{Shared, answer, head, replay};
 use crate::billing::{Opening, Ticket};
-use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, check_credit};
+use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, LeaseVerdict, check_credit, no_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
 use crate::relay::dialect::{self, openai::ChatRequest};
+use crate::relay::meter::NanoUsd;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Course, Model, Target};
+
+/// How long a request tries to have credit that others take before it does.
+const LEASE_WAIT_MAX_US: u64 = 4_000_000;
 
 /// What has become of a request.
 pub(super) enum Received {
@@ -105,9 +109,12 @@ async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -
             if shared.failed_logins.is_flooding(Failed::Key, address, most) && !shared.keyring.knows(&key) {
                 return Err(too_many_failures());
             }
+            if !shared.keyring.is_trusted() {
+                return Err(unchecked());
+            }
             shared.keyring.lookup(&key).await.map_err(|error| {
                 tracing::error!(%error, "a key could not be looked up");
-                Refusal::new(Cause::InternalError, "The key could not be checked. Try again.").retry_after_ms(1000)
+                unchecked()
             })?
         }
         None => return Err(refuse_login(shared, Failed::Form, address, most)),
@@ -121,6 +128,11 @@ async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -
     let limits = limits_of(exchange, &entry)?;
     let window = entry.limiter.view(&limits, exchange.arrival.at_us);
     Ok(Caller { entry, record, window })
+}
+
+/// The store cannot be asked about the key, or has not been for so long that what is known of it may not be so any more.
+fn unchecked() -> Refusal {
+    Refusal::new(Cause::StoreUnavailable, "The key cannot be checked at the moment.").retry_after_ms(1000)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -170,6 +182,11 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     if let (Step::Authenticated(caller), None) = (&exchange.step, &key) {
         // Before the body is taken, which may be large: nothing that it says will change this.
         check_credit(&caller.entry.account, &caller.entry.spending, caller.record.budget)?;
+        if let Some(leases) = &shared.leases
+            && leases.is_exhausted(&caller.record.account_id, &caller.entry.account)
+        {
+            return Err(no_credit());
+        }
     }
     let limits = &exchange.arrival.snapshot.limits;
     let body_limits = BodyLimits {
@@ -193,7 +210,7 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
             Looked::Repeat(replay) => return answer::replay(session, exchange, model, replay).await,
         },
     };
-    let mut admitted = admit(shared, exchange, caller, model, &mut request)?;
+    let mut admitted = admit(shared, exchange, caller, model, &mut request).await?;
     if let Some(candidate) = candidate {
         match shared.idempotency.claim(*candidate).await {
             Ok(claim) => admitted.claim = Some(claim),
@@ -236,10 +253,18 @@ fn ticket(
     caller: &Caller,
     request: &mut ChatRequest,
     model: &Model,
+    of_account: OfAccount,
 ) -> Result<Ticket, Refusal> {
     let entry = &caller.entry;
+    if shared.leases.as_ref().is_some_and(|leases| !leases.are_current(exchange.arrival.clock.now_us())) {
+        return Err(unbilled());
+    }
     let estimate = Estimate::new(&model.price, &bounds(request, model));
-    let hold = Hold::take(&entry.account, &entry.spending, caller.record.budget, estimate.least(), estimate.most())?;
+    let take = match of_account {
+        OfAccount::All => Hold::take_whole,
+        OfAccount::Rest => Hold::take,
+    };
+    let hold = take(&entry.account, &entry.spending, caller.record.budget, estimate.least(), estimate.most())?;
     if let Some(tokens) = estimate.lowered(hold.amount()) {
         request.limit_output(tokens);
     }
@@ -270,18 +295,68 @@ fn bounds(request: &ChatRequest, model: &Model) -> Bounds {
     }
 }
 
-/// Takes the request's place in the limits and in the books.
-fn admit(
+/// What is held where an account has less than the request may come to cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OfAccount {
+    /// Nothing, for more may be leased.
+    All,
+    /// What there is, and the answer is to be shorter.
+    Rest,
+}
+
+/// Takes the request's place in the limits and in the books. Where nodes lease credit, it is first tried to have enough for all of the
+/// answer that is asked for; only when that cannot be had the answer is to be shorter, or the request is refused.
+async fn admit(
     shared: &Shared,
     exchange: &mut Exchange,
     caller: Caller,
     model: Arc<Model>,
     request: &mut ChatRequest,
 ) -> Result<Admitted, Refusal> {
+    let Some(leases) = &shared.leases else {
+        return admit_once(shared, exchange, caller, model, request, OfAccount::Rest);
+    };
+    let (account_id, entry) = (caller.record.account_id.clone(), Arc::clone(&caller.entry));
+    let began_us = exchange.arrival.clock.now_us();
+    while exchange.arrival.clock.now_us().saturating_sub(began_us) < LEASE_WAIT_MAX_US {
+        let admitted = admit_once(shared, exchange, caller.clone(), Arc::clone(&model), request, OfAccount::All);
+        match admitted {
+            Err(refusal) if refusal.cause == Cause::InsufficientCredits => {}
+            admitted => {
+                leases.used(&account_id, &entry.account);
+                return admitted;
+            }
+        }
+        let estimate = Estimate::new(&model.price, &bounds(request, &model));
+        let left = caller.record.budget.map(|budget| NanoUsd(budget.0.saturating_sub(entry.spending.spent().0)));
+        let most = estimate.most().min(left.unwrap_or(estimate.most())).max(estimate.least());
+        match leases.cover(&account_id, &entry.account, estimate.least(), most).await {
+            // Or it was ready; of many who waited others may be faster.
+            LeaseVerdict::Ready => tokio::task::yield_now().await,
+            LeaseVerdict::Nothing => break,
+            LeaseVerdict::Wait | LeaseVerdict::Away => {
+                let admitted = admit_once(shared, exchange, caller, model, request, OfAccount::Rest);
+                // Nobody knows what the account has.
+                let is_short = |refusal: &Refusal| refusal.cause == Cause::InsufficientCredits;
+                return admitted.map_err(|refusal| if is_short(&refusal) { unbilled() } else { refusal });
+            }
+        }
+    }
+    admit_once(shared, exchange, caller, model, request, OfAccount::Rest)
+}
+
+fn admit_once(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    caller: Caller,
+    model: Arc<Model>,
+    request: &mut ChatRequest,
+    of_account: OfAccount,
+) -> Result<Admitted, Refusal> {
     let key_limits = limits_of(exchange, &caller.entry)?;
     let now_us = exchange.arrival.clock.now_us();
     let reserved = reservation(request, &model);
-    let open = || ticket(shared, exchange, &caller, request, &model);
+    let open = || ticket(shared, exchange, &caller, request, &model, of_account);
     let (permit, ticket) = match caller.entry.limiter.admit_with(&key_limits, reserved, now_us, open) {
         Ok(admitted) => admitted,
         Err(refusal) => {

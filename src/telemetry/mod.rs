@@ -6,5 +6,5 @@ mod metrics;
 mod traces;
 
 pub use access_log::{AccessLine, AccessLog, Writer};
-pub use metrics::{Metrics, Observed, ObservedProvider, ObservedSink};
+pub use metrics::{Metrics, Observed, ObservedLeases, ObservedProvider, ObservedSink};
 pub use traces::{Beginning, SpanCounts, Trace, TraceWriter, Traces, TracesPlace};

@@ -27,6 +27,7 @@ pub struct Setup {
     pub limits: String,
     pub billing: String,
     pub spool: Option<PathBuf>,
+    pub store: Option<Store>,
     pub tables: String,
     pub environment: Vec<(String, String)>,
     pub files: Vec<(String, String)>,
@@ -49,6 +50,7 @@ impl Setup {
             limits: String::new(),
             billing: String::new(),
             spool: None,
+            store: None,
             tables: String::new(),
             environment: vec![("UPSTREAM_KEY".into(), PROVIDER_KEY.into())],
             files: Vec::new(),
@@ -101,6 +103,13 @@ impl Setup {
         self
     }
 
+    /// The store, if not one of its own.
+    #[must_use]
+    pub fn store(mut self, store: Store) -> Self {
+        self.store = Some(store);
+        self
+    }
+
     /// Lines of `[billing]`, which has a spool already.
     #[must_use]
     pub fn billing(mut self, lines: &str) -> Self {
@@ -146,7 +155,7 @@ impl Setup {
             for (name, text) in &self.files {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            let store = Store::new(folder.path());
+            let store = self.store.as_ref().map_or_else(|| Store::new(folder.path()), Store::shared);
             let toml = self.toml(&ports, folder.path(), &store.toml());
             fs::write(folder.path().join("tollgate.toml"), toml).unwrap();
             let environment = [&*self.environment, store.environment().as_slice()].concat();
