@@ -99,8 +99,7 @@ const BEGIN_READ: Each =
 impl Store {
     /// Opens the store at `url` and brings its tables to this version. Of `sqlite://relative` and `sqlite:///absolute`, file and folders
     /// are made where there are none, for their owner only; the database of `postgres://user:password@host:port/database` has to be
-    /// there. What is changed by this handle is changed in the
-    /// relay's own name, unless [`Store::in_the_name_of`] says otherwise.
+    /// there. What is changed by this handle is changed in the relay's own name, unless [`Store::in_the_name_of`] says otherwise.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let Connections { readers, writer } = open::open(url).await?;
         let (series, months) = (Arc::default(), Arc::default());
@@ -137,8 +136,9 @@ impl Store {
         Ok(self.beside_the_writer().begin(BEGIN_WRITE_KEYS).await?)
     }
 
-    /// A transaction of one statement. In Postgres it waits for nobody but those who change the same rows: it must be right whatever
-    /// the others do, because its condition is looked at again when the row is free.
+    /// A transaction of one statement that changes one row at most. In Postgres it waits for nobody but those who change that row, and
+    /// its condition is looked at again when the row is free. Of several rows it might hold one that somebody waits for who holds the
+    /// next.
     async fn write_row(&self) -> Result<Transaction, StoreError> {
         Ok(self.beside_the_writer().begin(BEGIN_WRITE_ROW).await?)
     }
