@@ -1,4 +1,6 @@
-//! What entering finished requests costs the store: `cargo bench --bench settle -- [RECORDS [PARCEL [PAYERS [MODELS]]]]`.
+//! What entering finished requests costs the store: `cargo bench --bench settle -- [RECORDS [PARCEL [PAYERS [MODELS]]]] [URL]`.
+//!
+//! In a file of its own; with the URL of an empty database (`postgres://…`) then in that, too.
 //!
 //! Requests come in parcels, as the spool hands them over, of so many accounts (each with a key) and models: what a parcel has in
 //! common is written once. Prints the time of a record. For instructions, `valgrind --tool=callgrind` over two counts of records,
@@ -6,7 +8,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a bench measures time and prints")]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tollgate::relay::auth::KeyDigest;
 use tollgate::relay::meter::{NanoUsd, Usage, UsageRecord};
@@ -28,26 +30,36 @@ fn main() -> Result<(), Failure> {
     let (records, parcel, payers, models) = (number(0, 100_000), number(1, 500), number(2, 8), number(3, 1));
     let folder = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let store = Store::open(&format!("sqlite://{}/tollgate.db", folder.path().display())).await?;
-        let payers = open_accounts(&store, payers).await?;
-        let (mut entered, mut took) = (0, std::time::Duration::ZERO);
-        while entered < records {
-            let parcel: Vec<_> = (entered..records.min(entered + parcel))
-                .map(|number| record(number, &payers[number % payers.len()], number / payers.len() % models))
-                .collect();
-            let begins = Instant::now();
-            store.settle(&parcel, None).await?;
-            took += begins.elapsed();
-            entered += parcel.len();
-        }
-        println!(
-            "{entered} records in parcels of {parcel}: {} ns each",
-            took.as_nanos() / u128::try_from(entered.max(1))?
-        );
-        store.close().await;
-        Ok(())
-    })
+    let file = format!("sqlite://{}/tollgate.db", folder.path().display());
+    let database = std::env::args().skip(1).find(|argument| argument.starts_with("postgres"));
+    for (name, url) in [("SQLite", Some(file)), ("Postgres", database)] {
+        let Some(url) = url else { continue };
+        let (took, entered) = runtime.block_on(settle(&url, (records, parcel, payers, models)))?;
+        let each = took.as_nanos() / u128::try_from(entered.max(1))?;
+        println!("{name}: {entered} records in parcels of {parcel}: {each} ns each");
+    }
+    Ok(())
+}
+
+/// How long it took to enter how many records.
+async fn settle(
+    url: &str,
+    (records, parcel, payers, models): (usize, usize, usize, usize),
+) -> Result<(Duration, usize), Failure> {
+    let store = Store::open(url).await?;
+    let payers = open_accounts(&store, payers).await?;
+    let (mut entered, mut took) = (0, Duration::ZERO);
+    while entered < records {
+        let parcel: Vec<_> = (entered..records.min(entered + parcel))
+            .map(|number| record(number, &payers[number % payers.len()], number / payers.len() % models))
+            .collect();
+        let begins = Instant::now();
+        store.settle(&parcel, None).await?;
+        took += begins.elapsed();
+        entered += parcel.len();
+    }
+    store.close().await;
+    Ok((took, entered))
 }
 
 /// Accounts, each with a key: the ids of both.

@@ -7,15 +7,20 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/store.rs"]
+mod store;
+
+use store::Store;
 
 const CONFIGURATION: &str = r#"
 [listen]
 http = "127.0.0.1:8080"
 
 [store]
-url = "sqlite://store/tollgate.db"
+url = @STORE@
 
 [billing]
 spool = "store/spool.db"
@@ -42,14 +47,17 @@ price = { input = "1.00", output = "2.00" }
 targets = [{ provider = "demo", model = "demo" }]
 "#;
 
-/// A folder of its own with a configuration, in which the binary runs.
-struct Place(TempDir);
+/// A folder of its own with a configuration, in which the binary runs, and the store that it works on.
+struct Place(TempDir, Store);
 
 impl Place {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        std::fs::write(folder.path().join("tollgate.toml"), CONFIGURATION).unwrap();
-        Self(folder)
+        let store = Store::new(&folder.path().join("store"));
+        let is_file = matches!(store, Store::File(_));
+        let url = if is_file { "\"sqlite://store/tollgate.db\"".to_owned() } else { store.toml() };
+        std::fs::write(folder.path().join("tollgate.toml"), CONFIGURATION.replace("@STORE@", &url)).unwrap();
+        Self(folder, store)
     }
 
     fn path(&self) -> &Path {
@@ -58,6 +66,7 @@ impl Place {
 
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.envs(self.1.environment());
         command.args(arguments).args(["--config", "tollgate.toml"]).current_dir(self.path()).output().unwrap()
     }
 
@@ -89,13 +98,7 @@ impl Place {
 
     /// Runs SQL behind the program's back.
     fn doctor(&self, sql: &'static str) {
-        let url = format!("sqlite://{}", self.path().join("store/tollgate.db").display());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut connection = SqliteConnection::connect(&url).await.unwrap();
-            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-            connection.close().await.unwrap();
-        });
+        self.1.run(sql);
     }
 }
 
@@ -160,7 +163,8 @@ fn a_key_is_shown_once_and_kept_as_a_digest() {
 
     let listed = place.text(&["key", "list", "--json"]);
     assert!(listed.contains(&id) && !listed.contains(&key), "{listed}");
-    for file in std::fs::read_dir(place.path().join("store")).unwrap() {
+    // A database has no files that are ours to read.
+    for file in std::fs::read_dir(place.path().join("store")).into_iter().flatten() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
         assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()));
     }
@@ -242,8 +246,9 @@ const SUM_UP: &str = "INSERT INTO usage_series SELECT MIN(seq), account_id, key_
       FROM usage_records GROUP BY account_id, key_id, model, provider;
     UPDATE usage_records SET series = s.id FROM usage_series s WHERE s.account_id = usage_records.account_id
       AND s.key_id = usage_records.key_id AND s.model = usage_records.model AND s.provider = usage_records.provider;
-    CREATE TEMP VIEW sums AS SELECT *, started_at_ms / 86400000 AS day, 1 AS requests, status >= 400 AS errors,
-      COALESCE(provider_cost_nano_usd, 0) AS provider_cost, provider_cost_nano_usd IS NULL AS uncosted FROM usage_records;
+    CREATE TEMP VIEW sums AS SELECT *, started_at_ms / 86400000 AS day, 1 AS requests,
+      CASE WHEN status >= 400 THEN 1 ELSE 0 END AS errors, COALESCE(provider_cost_nano_usd, 0) AS provider_cost,
+      CASE WHEN provider_cost_nano_usd IS NULL THEN 1 ELSE 0 END AS uncosted FROM usage_records;
     INSERT INTO usage_days SELECT series, day, requests, errors, input_tokens, cache_read_tokens, cache_write_5m_tokens,
       cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost, uncosted FROM sums;
     INSERT INTO usage_accounts SELECT account_id, day, SUM(requests), SUM(errors), SUM(input_tokens), SUM(cache_read_tokens),
@@ -260,12 +265,12 @@ fn usage_is_listed_and_summed() {
     assert_eq!(place.json(&["usage", "--by", "day"]), Value::Array(vec![]));
     let account = place.account();
     place.doctor(
-        "INSERT INTO usage_records (request_id, account_id, key_id, model, provider, status, input_tokens,
+        "INSERT INTO usage_records (seq, request_id, account_id, key_id, model, provider, status, input_tokens,
           cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens,
           cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms) VALUES
-         ('0198c5a1-0000-7000-8000-000000000001', 'a', 'k1', 'gpt-4o', 'openai', 200, 10, 1, 2, 3, 20, 5, 1000, FALSE, FALSE, 1767225600000, 40, 900),
-         ('0198c5a1-0000-7000-8000-000000000002', 'a', 'k2', 'demo', 'demo', 502, 1, 0, 0, 0, 0, 0, 7, TRUE, TRUE, 1767225600000, NULL, 10),
-         ('0198c5a1-0000-7000-8000-000000000003', 'b', 'k3', 'gpt-4o', 'openai', 200, 100, 0, 0, 0, 200, 0, 30, FALSE, FALSE, 1767312000000, 1, 2)",
+         (1, '0198c5a1-0000-7000-8000-000000000001', 'a', 'k1', 'gpt-4o', 'openai', 200, 10, 1, 2, 3, 20, 5, 1000, FALSE, FALSE, 1767225600000, 40, 900),
+         (2, '0198c5a1-0000-7000-8000-000000000002', 'a', 'k2', 'demo', 'demo', 502, 1, 0, 0, 0, 0, 0, 7, TRUE, TRUE, 1767225600000, NULL, 10),
+         (3, '0198c5a1-0000-7000-8000-000000000003', 'b', 'k3', 'gpt-4o', 'openai', 200, 100, 0, 0, 0, 200, 0, 30, FALSE, FALSE, 1767312000000, 1, 2)",
     );
     place.doctor(SUM_UP);
     let listed = place.json(&["usage"]);
@@ -315,10 +320,10 @@ fn usage_is_not_cut() {
     place.account();
     place.doctor(
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
-         INSERT INTO usage_records (request_id, account_id, key_id, model, provider, status, input_tokens,
+         INSERT INTO usage_records (seq, request_id, account_id, key_id, model, provider, status, input_tokens,
           cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens,
           cost_nano_usd, estimated, interrupted, started_at_ms, first_token_ms, total_ms)
-         SELECT printf('0198c5a1-0000-7000-8000-%012d', i), 'a', 'k', 'm', 'p', 200,
+         SELECT i, '0198c5a1-0000-7000-8000-' || CAST(100000000000 + i AS TEXT), 'a', 'k', 'm', 'p', 200,
          1, 0, 0, 0, 1, 0, 1, FALSE, FALSE, 1767225600000 + i / 7, 1, 1 FROM n",
     );
     let listed = place.json(&["usage"]);

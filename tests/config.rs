@@ -131,8 +131,8 @@ fn an_address_that_is_taken() {
 }
 
 #[test]
-fn a_store_that_is_not_built_yet() {
-    broken("sqlite://data/tollgate.db", "postgres://db/tollgate", 6, "Postgres is not built yet");
+fn a_store_with_its_password_in_the_open() {
+    broken("sqlite://data/tollgate.db", "postgres://ada:hunter2@db/tollgate", 6, "holds a password");
 }
 
 #[test]

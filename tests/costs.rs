@@ -8,8 +8,6 @@ mod support;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection};
 use support::decoded::Decoded;
 use support::setup::{MODEL, PROVIDER_MODEL};
 use support::upstream::word;
@@ -233,17 +231,7 @@ fn check(row: &Value, bill: &Bill) {
 
 /// The amounts of the requests' entries in the ledger, in their order.
 fn entries(relay: &Relay) -> Vec<i64> {
-    let path = relay.folder().join("tollgate.db");
-    let read = async {
-        let mut connection = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
-        let amounts =
-            sqlx::query_scalar("SELECT amount_nano_usd FROM ledger_entries WHERE kind = 'usage' ORDER BY seq")
-                .fetch_all(&mut connection)
-                .await;
-        connection.close().await.unwrap();
-        amounts.unwrap()
-    };
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(read)
+    relay.store().numbers("SELECT amount_nano_usd FROM ledger_entries WHERE kind = 'usage' ORDER BY seq")
 }
 
 #[test]

@@ -5,7 +5,6 @@
 
 mod support;
 
-use rusqlite::Connection;
 use serde_json::{Value, json};
 use support::setup::MODEL;
 use support::stripe::{self, SECRET_KEY, Stripe, WEBHOOK_SECRET, deliver, deliver_signed, event};
@@ -306,11 +305,10 @@ fn a_month_that_is_over_is_renewed_by_the_process_that_serves() {
     for account in &accounts {
         shop.relay.cli_json(&["subscription", "start", &account.id, "starter"]);
     }
-    // As if they had begun a month and a day ago.
-    let store = Connection::open(shop.relay.folder().join("tollgate.db")).unwrap();
-    let moved = "UPDATE subscriptions SET anchor_ms = anchor_ms - 32 * 86400000, period_ends_ms = period_ends_ms - 32 * 86400000";
-    assert_eq!(store.execute(moved, []).unwrap(), 2);
-    drop(store);
+    // As if they had begun 32 days ago.
+    shop.relay.store().run(
+        "UPDATE subscriptions SET anchor_ms = anchor_ms - 2764800000, period_ends_ms = period_ends_ms - 2764800000",
+    );
     // It looks when it starts, and each minute.
     shop.relay.signal("TERM");
     shop.relay.restart();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
-use support::setup::{MODEL, PROVIDER_KEY};
+use support::setup::MODEL;
 use support::upstream::{finish, usage_chunk, word};
 use support::{Gate, Relay, Request, Reserved, Setup, Upstream, until};
 
@@ -149,8 +149,7 @@ impl Sibling {
         }
         fs::write(relay.folder().join("sibling.toml"), config).unwrap();
         let log = |name: &str| File::create(relay.folder().join(name)).unwrap();
-        let environment = [("UPSTREAM_KEY".to_owned(), PROVIDER_KEY.to_owned())];
-        let child = support::relay::command(relay.folder(), &environment)
+        let child = support::relay::command(relay.folder(), relay.environment())
             .args(["serve", "--config", "sibling.toml"])
             .stdout(log("sibling-stdout.log"))
             .stderr(log("sibling-stderr.log"))

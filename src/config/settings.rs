@@ -24,13 +24,28 @@ pub(super) fn store(value: &Value<'_>) -> Option<StoreConfig> {
     }
 }
 
-/// The URL may hold a password, so it is not repeated.
+/// The URL may hold a password, so it is not repeated, and one that does comes from where secrets are.
 fn store_url(value: &Value<'_>) -> Option<String> {
-    const MEND: &str =
-        r#"write "sqlite://data/tollgate.db" (relative to the working directory) or "sqlite:///absolute/path""#;
-    let url = value.string()?;
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return value.refuse(format_args!("Postgres is not built yet; {MEND}"));
+    const MEND: &str = r#"write "sqlite://data/tollgate.db" (relative to the working directory), "sqlite:///absolute/path" or "postgres://USER@HOST/DATABASE""#;
+    let secret = if value.is_string() { None } else { Some(secret::required(value)?) };
+    let url = match &secret {
+        Some(secret) => secret.expose(),
+        None => value.string()?,
+    };
+    if let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")) {
+        let (address, options) = rest.split_once('?').unwrap_or((rest, ""));
+        let has_password = address.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+            || options.split('&').any(|option| option.starts_with("password="));
+        if has_password && secret.is_none() {
+            return value.refuse(
+                "holds a password, which does not stand in a configuration; write url = { env = \"NAME\" }, \
+                 { file = \"PATH\" } or { credential = \"NAME\" }, and the whole URL there",
+            );
+        }
+        if address.split_once('/').is_none_or(|(_, database)| database.is_empty()) {
+            return value.refuse("names no database; write \"postgres://USER@HOST/DATABASE\"");
+        }
+        return Some(url.to_owned());
     }
     match url.strip_prefix("sqlite://") {
         Some(path) if path.is_empty() || path.ends_with('/') => value.refuse(format_args!("names no file; {MEND}")),
@@ -149,6 +164,8 @@ fn set_count(table: &Table<'_>, key: &'static str, limit: &mut u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::super::testing::{mistakes_of, with_root};
     use super::*;
 
@@ -168,10 +185,15 @@ mod tests {
     }
 
     #[test]
-    fn store_urls_are_sqlites() {
-        assert_eq!(read("it = { url = 'sqlite:///var/lib/t.db' }", store).0.unwrap().url, "sqlite:///var/lib/t.db");
+    fn store_urls_are_files_or_databases() {
+        for url in ["sqlite:///var/lib/t.db", "postgres://u@host:5433/db", "postgresql:///db?host=/run/postgresql"] {
+            assert_eq!(read(&format!("it = {{ url = '{url}' }}"), store).0.unwrap().url, url);
+        }
         for (url, told) in [
-            ("postgres://u:hunter2@host/db", "not built yet"),
+            ("postgres://u:hunter2@host/db", "holds a password"),
+            ("postgres://u@host/db?sslmode=require&password=hunter2", "holds a password"),
+            ("postgres://u@host", "names no database"),
+            ("postgres://host/?user=u", "names no database"),
             ("sqlite://", "names no file"),
             ("sqlite://dir/", "names no file"),
             ("sqlite://a.db?mode=ro", "no options"),
@@ -180,6 +202,22 @@ mod tests {
             let (store, message) = read(&format!("it = {{ url = '{url}' }}"), store);
             assert_eq!(store, None);
             assert!(message.contains(told) && !message.contains("hunter2"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_store_url_with_a_password_comes_from_where_secrets_are() {
+        let url = "postgres://u:hunter2@host/db";
+        let environment = |name: &str| (name == "STORE").then(|| OsString::from(url));
+        for (toml, is_there) in [("it = { url = { env = 'STORE' } }", true), ("it = { url = { env = 'ELSE' } }", false)]
+        {
+            let mut found = None;
+            let mistakes = with_root(toml, &environment, |root| {
+                found = root.required("it", "").and_then(|value| store(&value));
+            });
+            assert_eq!(found.as_ref().map(|store| &*store.url), is_there.then_some(url));
+            let told = format!("{found:?} {}", mistakes_of(&mistakes));
+            assert!(!told.contains("hunter2") && told.contains("ELSE") != is_there, "{told}");
         }
     }
 

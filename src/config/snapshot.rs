@@ -1,5 +1,6 @@
 //! One configuration, checked and immutable. A request keeps the snapshot that it began with.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -162,12 +163,21 @@ impl Snapshot {
 }
 
 /// `[store]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StoreConfig {
-    /// `sqlite://relative/to/the/working/directory` or `sqlite:///absolute`.
+    /// `sqlite://relative/to/the/working/directory`, `sqlite:///absolute` or `postgres://user:password@host:port/database`. It may hold a
+    /// password.
     pub url: String,
     /// How long keys that are known are good while the store cannot be asked about them.
     pub grace_max: Duration,
+}
+
+impl fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What stands before an @ may be a password.
+        let shown = if self.url.starts_with("sqlite://") { &*self.url } else { "postgres://…" };
+        f.debug_struct("StoreConfig").field("url", &shown).finish()
+    }
 }
 
 impl Default for StoreConfig {

@@ -1,10 +1,10 @@
 //! Customers and their money.
 
 use serde_json::{Map, Value, json};
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::change::Counter;
+use super::engine::{Connection, query, query_as};
 use super::trail::{Action, Deed};
 use super::{Store, StoreError, lease, subscription};
 use crate::relay::meter::NanoUsd;
@@ -138,7 +138,7 @@ impl Store {
         let mut transaction = self.write().await?;
         let version = Counter::Version.advance(&mut transaction, 1).await?;
         let id = format!("acct_{}", Uuid::now_v7().simple());
-        sqlx::query(
+        query(
             "INSERT INTO accounts (id, name, plan, active, balance_nano_usd, balance_seq, version, created_at_ms, number) \
              VALUES ($1, $2, $3, TRUE, 0, 0, $4, $5, $4)",
         )
@@ -159,7 +159,7 @@ impl Store {
 
     /// All accounts, oldest first.
     pub async fn accounts(&self) -> Result<Vec<Account>, StoreError> {
-        let rows: Vec<AccountRow> = sqlx::query_as(select_account!("ORDER BY number")).fetch_all(&self.pool).await?;
+        let rows: Vec<AccountRow> = query_as(select_account!("ORDER BY number")).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(Account::from).collect())
     }
 
@@ -170,13 +170,13 @@ impl Store {
             "WHERE number > COALESCE((SELECT number FROM accounts WHERE id = $1), -1) ORDER BY number LIMIT $2"
         );
         let rows: Vec<AccountRow> =
-            sqlx::query_as(PAGE).bind(after.unwrap_or_default()).bind(i64::from(limit)).fetch_all(&self.pool).await?;
+            query_as(PAGE).bind(after.unwrap_or_default()).bind(i64::from(limit)).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(Account::from).collect())
     }
 
     /// The account of that id.
     pub async fn account(&self, id: &str) -> Result<Account, StoreError> {
-        find(&mut *self.pool.acquire().await?, id).await
+        find(&mut self.pool.acquire().await?, id).await
     }
 
     /// Adds to an account's balance, or takes from it where the amount is negative. Answers with the account as it is
@@ -239,7 +239,7 @@ impl Store {
 
     /// At most `limit` of an account's grants, corrections and fees, newest first, from before that place in the ledger.
     pub async fn credits_before(&self, id: &str, seq: i64, limit: u32) -> Result<Vec<Credit>, StoreError> {
-        let rows: Vec<CreditRow> = sqlx::query_as(select_credit!(
+        let rows: Vec<CreditRow> = query_as(select_credit!(
             "WHERE account_id = $1 AND kind <> 'usage' AND seq < $2 ORDER BY seq DESC LIMIT $3"
         ))
         .bind(id)
@@ -284,7 +284,7 @@ impl Store {
         {
             return Err(StoreError::Subscribed { plan: subscription.plan });
         }
-        sqlx::query("UPDATE accounts SET name = $1, plan = $2, active = $3, version = $4 WHERE id = $5")
+        query("UPDATE accounts SET name = $1, plan = $2, active = $3, version = $4 WHERE id = $5")
             .bind(&after.name)
             .bind(&after.plan)
             .bind(after.active)
@@ -311,7 +311,7 @@ fn what_differs(of: &Account, from: &Account) -> Value {
 /// Moves an account's money in a transaction of which that is a part, and gives the entry and the balance then. Neither the limits
 /// of what the account has nor the trail is looked after here.
 pub(super) async fn move_money(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     id: &str,
     kind: CreditKind,
     (amount, note): (NanoUsd, &str),
@@ -327,9 +327,9 @@ pub(super) async fn move_money(
 }
 
 /// Puts an account on that plan, in a transaction of which that is a part.
-pub(super) async fn move_plan(connection: &mut SqliteConnection, id: &str, plan: &str) -> Result<(), StoreError> {
+pub(super) async fn move_plan(connection: &mut Connection, id: &str, plan: &str) -> Result<(), StoreError> {
     let version = Counter::Version.advance(connection, 1).await?;
-    sqlx::query("UPDATE accounts SET plan = $1, version = $2 WHERE id = $3 AND plan <> $1")
+    query("UPDATE accounts SET plan = $1, version = $2 WHERE id = $3 AND plan <> $1")
         .bind(plan)
         .bind(version)
         .bind(id)
@@ -339,8 +339,8 @@ pub(super) async fn move_plan(connection: &mut SqliteConnection, id: &str, plan:
 }
 
 /// Writes a credit into the ledger.
-async fn enter(connection: &mut SqliteConnection, id: &str, credit: &Credit) -> Result<(), StoreError> {
-    sqlx::query(
+async fn enter(connection: &mut Connection, id: &str, credit: &Credit) -> Result<(), StoreError> {
+    query(
         "INSERT INTO ledger_entries (seq, account_id, kind, amount_nano_usd, note, created_at_ms) \
          VALUES ($1, $2, $3, $4, $5, $6)",
     )
@@ -356,8 +356,8 @@ async fn enter(connection: &mut SqliteConnection, id: &str, credit: &Credit) -> 
 }
 
 /// What was entered under that Idempotency-Key.
-async fn credit_of_key(connection: &mut SqliteConnection, id: &str, key: &str) -> Result<Option<Credit>, StoreError> {
-    let row: Option<CreditRow> = sqlx::query_as(select_credit!(
+async fn credit_of_key(connection: &mut Connection, id: &str, key: &str) -> Result<Option<Credit>, StoreError> {
+    let row: Option<CreditRow> = query_as(select_credit!(
         "WHERE seq = (SELECT seq FROM credit_keys WHERE account_id = $1 AND idempotency_key = $2)"
     ))
     .bind(id)
@@ -367,8 +367,8 @@ async fn credit_of_key(connection: &mut SqliteConnection, id: &str, key: &str) -
     Ok(row.map(Credit::from))
 }
 
-async fn remember(connection: &mut SqliteConnection, id: &str, key: &str, seq: i64) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO credit_keys (account_id, idempotency_key, seq) VALUES ($1, $2, $3)")
+async fn remember(connection: &mut Connection, id: &str, key: &str, seq: i64) -> Result<(), StoreError> {
+    query("INSERT INTO credit_keys (account_id, idempotency_key, seq) VALUES ($1, $2, $3)")
         .bind(id)
         .bind(key)
         .bind(seq)
@@ -379,20 +379,20 @@ async fn remember(connection: &mut SqliteConnection, id: &str, key: &str, seq: i
 
 /// Reads an account inside a transaction. The account that is not there is an error, and with it the transaction ends
 /// without effect.
-pub(super) async fn find(connection: &mut SqliteConnection, id: &str) -> Result<Account, StoreError> {
+pub(super) async fn find(connection: &mut Connection, id: &str) -> Result<Account, StoreError> {
     let row: Option<AccountRow> =
-        sqlx::query_as(select_account!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
+        query_as(select_account!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
     row.map(Account::from).ok_or_else(|| StoreError::UnknownAccount(id.to_owned()))
 }
 
 /// Sets a balance that was read after the ledger's counter was advanced, so that nobody else can have moved it since.
 pub(super) async fn set_balance(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     id: &str,
     balance: NanoUsd,
     seq: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE accounts SET balance_nano_usd = $1, balance_seq = $2 WHERE id = $3")
+    query("UPDATE accounts SET balance_nano_usd = $1, balance_seq = $2 WHERE id = $3")
         .bind(balance.0)
         .bind(seq)
         .bind(id)

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, SqlSafeStr, SqliteConnection};
 use uuid::Uuid;
 
+use super::engine::{Connection, Each, Sql, WHOLE_TABLE_SECONDS_MAX, query_as};
+use super::months::{self, Month};
 use super::rollup::SUMMED;
 use super::totals::of_a_row;
 use super::{Store, StoreError, open};
@@ -120,7 +121,7 @@ const CHECKS: &[(DifferenceKind, &str)] = &[
         DifferenceKind::UsageMissing,
         "SELECT COALESCE(e.request_id, 'entry ' || CAST(e.seq AS TEXT)), CAST(NULL AS BIGINT), -e.amount_nano_usd \
          FROM ledger_entries e WHERE (e.kind = 'usage' OR e.request_id IS NOT NULL) \
-         AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.seq = e.seq) ORDER BY e.seq",
+         AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.seq = e.seq)",
     ),
     (
         DifferenceKind::Series,
@@ -185,11 +186,16 @@ impl Store {
     pub async fn audit(&self) -> Result<Vec<Difference>, StoreError> {
         let mut transaction = self.read().await?;
         let mut differences = Vec::new();
+        let detached = months::detached(&mut transaction).await?;
         for (kind, sql) in CHECKS {
-            differences.extend(check(&mut transaction, *kind, *sql).await?);
+            let sql = match kind {
+                DifferenceKind::UsageMissing => Sql::Built(format!("{sql}{} ORDER BY e.seq", but_ids_of(&detached))),
+                _ => Sql::Same(sql),
+            };
+            differences.extend(check(&mut transaction, *kind, sql).await?);
         }
-        for sql in sums_checks() {
-            differences.extend(check(&mut transaction, DifferenceKind::UsageDay, sql).await?);
+        for sql in sums_checks(&detached) {
+            differences.extend(check(&mut transaction, DifferenceKind::UsageDay, Sql::Built(sql)).await?);
         }
         open::shrink(&mut transaction).await?;
         Ok(differences)
@@ -197,16 +203,16 @@ impl Store {
 }
 
 /// Each day's sums of a series against its requests; and those of an account, and of a model at a provider, against those of their
-/// series. What stands on one side only differs too.
-fn sums_checks() -> [AssertSqlSafe<String>; 3] {
+/// series. What stands on one side only differs too. Of days whose requests are detached there is nothing to compare with.
+fn sums_checks(detached: &[Month]) -> [String; 3] {
     let both = |id: &str, by: &str, kept: &str, derived: &str| {
         let differs = SUMMED.map(|sum| format!("SUM(side * {sum}) <> 0")).join(" OR ");
-        AssertSqlSafe(format!(
+        format!(
             "SELECT {id}, CAST(SUM(CASE WHEN side = 1 THEN cost_nano_usd END) AS BIGINT), \
              CAST(SUM(CASE WHEN side = -1 THEN cost_nano_usd END) AS BIGINT) \
              FROM (SELECT 1 AS side, {kept} UNION ALL SELECT -1 AS side, {derived}) AS sides \
              GROUP BY {by} HAVING {differs} ORDER BY {by}"
-        ))
+        )
     };
     let sums = SUMMED.join(", ");
     let of_rows = SUMMED.map(|sum| format!("{} AS {sum}", of_a_row(sum))).join(", ");
@@ -215,8 +221,11 @@ fn sums_checks() -> [AssertSqlSafe<String>; 3] {
         both(
             "'day ' || CAST(day AS TEXT) || ' series ' || CAST(series AS TEXT)",
             "day, series",
-            &format!("day, series, {sums} FROM usage_days"),
-            &format!("started_at_ms / 86400000 AS day, series, {of_rows} FROM usage_records"),
+            &format!("day, series, {sums} FROM usage_days WHERE 1 = 1{}", but_days_of("day", detached)),
+            &format!(
+                "started_at_ms / 86400000 AS day, series, {of_rows} FROM usage_records WHERE 1 = 1{}",
+                but_days_of("started_at_ms / 86400000", detached)
+            ),
         ),
         both(
             "'day ' || CAST(day AS TEXT) || ' ' || account_id",
@@ -235,23 +244,40 @@ fn sums_checks() -> [AssertSqlSafe<String>; 3] {
     ]
 }
 
+/// Leaves out entries whose requests are detached.
+fn but_ids_of(detached: &[Month]) -> String {
+    let ids = detached.iter().filter_map(|month| month.ids());
+    ids.map(|(first, end)| format!(" AND NOT (e.request_id >= '{first}' AND e.request_id < '{end}')")).collect()
+}
+
+/// Leaves out days whose requests are detached.
+fn but_days_of(day: &str, detached: &[Month]) -> String {
+    let days = detached.iter().filter_map(|month| month.days_and_beside());
+    days.map(|(first, last)| format!(" AND NOT ({day} BETWEEN {first} AND {last})")).collect()
+}
+
 impl Store {
     /// Which of those requests are in the ledger, and what they cost.
     pub async fn settled_among(&self, requests: &[Uuid]) -> Result<HashMap<Uuid, NanoUsd>, StoreError> {
-        const SELECT: &str = "SELECT request_id, cost_nano_usd FROM usage_records \
-             WHERE request_id IN (SELECT value FROM json_each($1))";
+        const SELECT: Each = Each {
+            sqlite: "SELECT request_id, cost_nano_usd FROM usage_records \
+                 WHERE request_id IN (SELECT value FROM json_each($1))",
+            postgres: "SELECT request_id, cost_nano_usd FROM usage_records \
+                 WHERE request_id = ANY (ARRAY(SELECT jsonb_array_elements_text(CAST($1 AS JSONB))))",
+        };
         let ids = serde_json::to_string(requests).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        let rows: Vec<(String, i64)> = sqlx::query_as(SELECT).bind(ids).fetch_all(&self.pool).await?;
+        let rows: Vec<(String, i64)> = query_as(SELECT).bind(ids).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().filter_map(|(id, cost)| Some((id.parse().ok()?, NanoUsd(cost)))).collect())
     }
 }
 
 async fn check(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     kind: DifferenceKind,
-    sql: impl SqlSafeStr,
+    sql: impl Into<Sql>,
 ) -> Result<Vec<Difference>, StoreError> {
-    let rows: Vec<(String, Option<i64>, Option<i64>)> = sqlx::query_as(sql).fetch_all(connection).await?;
+    let rows: Vec<(String, Option<i64>, Option<i64>)> =
+        query_as(sql).within_seconds(WHOLE_TABLE_SECONDS_MAX).fetch_all(connection).await?;
     let difference = |(id, stored, derived): (String, Option<i64>, Option<i64>)| Difference {
         kind,
         id,
@@ -273,7 +299,7 @@ mod tests {
         let fixture = Fixture::with_credit("5").await;
         fixture.store.settle(&[record(&fixture, 100), record(&fixture, 20)], None).await.unwrap();
         assert_eq!(fixture.store.audit().await.unwrap(), []);
-        sqlx::raw_sql(sql).execute(&fixture.store.pool).await.unwrap();
+        fixture.store.pool.run(sql).await.unwrap();
         let nano = |amount: Option<NanoUsd>| amount.map(|amount| amount.0);
         let found = fixture.store.audit().await.unwrap();
         found.into_iter().map(|found| (found.kind, nano(found.stored), nano(found.derived))).collect()
@@ -361,7 +387,7 @@ mod tests {
         assert_eq!(store.audit().await.unwrap(), []);
         let doctored = "UPDATE ledger_entries SET kind = 'correction' WHERE kind = 'fee'; \
              UPDATE voucher_batches SET amount_nano_usd = 41";
-        sqlx::raw_sql(doctored).execute(&store.pool).await.unwrap();
+        store.pool.run(doctored).await.unwrap();
         let found = store.audit().await.unwrap();
         let found: Vec<_> = found.iter().map(|found| (found.kind, found.stored, found.derived)).collect();
         let fee = (DifferenceKind::FeeMissing, Some(NanoUsd(30)), None);

@@ -3,8 +3,7 @@
 //! `version` numbers changes of keys and accounts, `ledger_seq` movements of money. A counter's row is held from the
 //! change to its commit, so numbers are committed in their order: who has seen one has missed none below it.
 
-use sqlx::SqliteConnection;
-
+use super::engine::{Connection, query_as, query_scalar};
 use super::key::{self, KeyRecordRow};
 use super::{Store, StoreError};
 use crate::relay::auth::KeyRecord;
@@ -51,7 +50,7 @@ impl Store {
             return Ok(Changes { version: now, keys: Vec::new() });
         }
         let rows: Vec<KeyRecordRow> =
-            sqlx::query_as(key::RECORDS_CHANGED_SINCE).bind(version).fetch_all(&mut *transaction).await?;
+            query_as(key::RECORDS_CHANGED_SINCE).bind(version).fetch_all(&mut *transaction).await?;
         let keys = rows.into_iter().map(KeyRecord::try_from).collect::<Result<_, _>>()?;
         Ok(Changes { version: now, keys })
     }
@@ -75,8 +74,8 @@ impl Store {
     }
 }
 
-async fn sums(connection: &mut SqliteConnection, sql: &'static str, seq: i64) -> Result<Vec<Balance>, StoreError> {
-    let rows: Vec<(String, i64, i64)> = sqlx::query_as(sql).bind(seq).fetch_all(connection).await?;
+async fn sums(connection: &mut Connection, sql: &'static str, seq: i64) -> Result<Vec<Balance>, StoreError> {
+    let rows: Vec<(String, i64, i64)> = query_as(sql).bind(seq).fetch_all(connection).await?;
     Ok(rows.into_iter().map(|(id, nano, seq)| Balance { id, amount: NanoUsd(nano), seq }).collect())
 }
 
@@ -97,15 +96,15 @@ impl Counter {
         }
     }
 
-    async fn value(self, connection: &mut SqliteConnection) -> Result<i64, StoreError> {
-        let value = sqlx::query_scalar("SELECT value FROM counters WHERE name = $1");
+    async fn value(self, connection: &mut Connection) -> Result<i64, StoreError> {
+        let value = query_scalar("SELECT value FROM counters WHERE name = $1");
         Ok(value.bind(self.name()).fetch_one(connection).await?)
     }
 
     /// Takes the next `count` numbers for the transaction; the last of them is returned. Until the transaction ends,
     /// all others who want numbers of this counter wait.
-    pub(super) async fn advance(self, connection: &mut SqliteConnection, count: i64) -> Result<i64, StoreError> {
-        let last = sqlx::query_scalar("UPDATE counters SET value = value + $1 WHERE name = $2 RETURNING value");
+    pub(super) async fn advance(self, connection: &mut Connection, count: i64) -> Result<i64, StoreError> {
+        let last = query_scalar("UPDATE counters SET value = value + $1 WHERE name = $2 RETURNING value");
         Ok(last.bind(count).bind(self.name()).fetch_one(connection).await?)
     }
 }

@@ -13,7 +13,7 @@ pub enum StoreError {
     /// The operator's mistake: the store's address is not one that this build can open.
     #[error("cannot open the store {url:?}: {why}")]
     Address {
-        /// As it was given.
+        /// As it was given, without what may be a password.
         url: String,
         /// What is wrong with it.
         why: &'static str,
@@ -26,25 +26,25 @@ pub enum StoreError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The file is there but is no database, cannot be read, or the like.
-    #[error("cannot open the store {}: {source}", path.display())]
+    /// The file is there but is no database, cannot be read, or the like; or the server cannot be reached, or refuses.
+    #[error("cannot open the store {place}: {source}")]
     Open {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the database and its server.
+        place: String,
         /// The database's reason.
         source: sqlx::Error,
     },
-    /// The file was last written by a version of this program that knows of tables that this one does not.
-    #[error("the store {} was written by a newer tollgate; use that version, or restore a backup", path.display())]
+    /// The store was last migrated by a version of this program that knows of tables that this one does not.
+    #[error("the store {place} was written by a newer tollgate; use that version, or restore a backup")]
     Newer {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the database and its server.
+        place: String,
     },
     /// The tables could not be brought to this version.
-    #[error("cannot bring the store {} to this version: {source}", path.display())]
+    #[error("cannot bring the store {place} to this version: {source}")]
     Migrate {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the database and its server.
+        place: String,
         /// The database's reason.
         source: MigrateError,
     },

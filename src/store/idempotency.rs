@@ -9,9 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
+use super::engine::{Connection, Each, query, query_as, query_scalar};
 use super::{Store, StoreError};
 use crate::relay::idempotency::{ACCOUNT_BYTES_MAX, Digest, KEPT_MS, LEASE_MS, Unkept};
 
@@ -78,7 +78,7 @@ pub enum KeyFound {
 impl Store {
     /// Takes steps, all in one transaction and in their order, and says what came of each.
     pub async fn idempotency_steps(&self, steps: &[KeyStep], now_ms: i64) -> Result<Vec<KeyFound>, StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write_keys().await?;
         let mut found = Vec::with_capacity(steps.len());
         for step in steps {
             found.push(match step {
@@ -98,17 +98,20 @@ impl Store {
         body_digest: &str,
         now_ms: i64,
     ) -> Result<Option<KeyFound>, StoreError> {
-        found(&mut *self.pool.acquire().await?, place, body_digest, now_ms).await
+        found(&mut self.pool.acquire().await?, place, body_digest, now_ms).await
     }
 
     /// Renews the claims of these requests, for another lease from now on.
     pub async fn renew_idempotency_claims(&self, request_ids: &[Uuid], now_ms: i64) -> Result<(), StoreError> {
-        // SQLite's own way to bind a list; in Postgres `= ANY($2)`.
-        const RENEW: &str = "UPDATE idempotency_keys SET claimed_until_ms = $1 \
-             WHERE state = 'running' AND request_id IN (SELECT value FROM json_each($2))";
+        const RENEW: Each = Each {
+            sqlite: "UPDATE idempotency_keys SET claimed_until_ms = $1 \
+                 WHERE state = 'running' AND request_id IN (SELECT value FROM json_each($2))",
+            postgres: "UPDATE idempotency_keys SET claimed_until_ms = $1 WHERE state = 'running' \
+                 AND request_id = ANY (ARRAY(SELECT jsonb_array_elements_text(CAST($2 AS JSONB))))",
+        };
         let ids: Vec<String> = request_ids.iter().map(Uuid::to_string).collect();
-        let mut transaction = self.write().await?;
-        sqlx::query(RENEW).bind(now_ms + LEASE_MS).bind(json(&ids)?).execute(&mut *transaction).await?;
+        let mut transaction = self.write_keys().await?;
+        query(RENEW).bind(now_ms + LEASE_MS).bind(json(&ids)?).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -119,8 +122,8 @@ impl Store {
              (SELECT account_id, key_digest FROM idempotency_keys WHERE created_at_ms <= $1 \
               AND (state <> 'running' OR claimed_until_ms <= $2) ORDER BY created_at_ms LIMIT $3) \
              RETURNING account_id, answer_bytes";
-        let mut transaction = self.write().await?;
-        let forgotten = sqlx::query_as(FORGET).bind(now_ms - KEPT_MS).bind(now_ms).bind(i64::from(rows_max));
+        let mut transaction = self.write_keys().await?;
+        let forgotten = query_as(FORGET).bind(now_ms - KEPT_MS).bind(now_ms).bind(i64::from(rows_max));
         let forgotten: Vec<(String, i64)> = forgotten.fetch_all(&mut *transaction).await?;
         let mut by_account: BTreeMap<&str, i64> = BTreeMap::new();
         for (account_id, bytes) in &forgotten {
@@ -135,7 +138,7 @@ impl Store {
 }
 
 async fn claim(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     place: &KeyPlace,
     body_digest: &str,
     now_ms: i64,
@@ -149,14 +152,14 @@ async fn claim(
          created_at_ms = excluded.created_at_ms \
          WHERE idempotency_keys.state = 'running' AND idempotency_keys.claimed_until_ms <= $6";
     forget_if_over(connection, place, now_ms).await?;
-    let claim = sqlx::query(CLAIM)
+    let claim = query(CLAIM)
         .bind(&place.account_id)
         .bind(&place.key_digest)
         .bind(body_digest)
         .bind(place.request_id.to_string())
         .bind(now_ms + LEASE_MS)
         .bind(now_ms);
-    if claim.execute(&mut *connection).await?.rows_affected() == 1 {
+    if claim.execute(&mut *connection).await? == 1 {
         return Ok(KeyFound::Done);
     }
     // Gone between two statements, which another database may allow: the client will ask again.
@@ -164,10 +167,10 @@ async fn claim(
 }
 
 /// Forgets what the key meant more than a day ago, with its answer, so that it can be claimed like a new one.
-async fn forget_if_over(connection: &mut SqliteConnection, place: &KeyPlace, now_ms: i64) -> Result<(), StoreError> {
+async fn forget_if_over(connection: &mut Connection, place: &KeyPlace, now_ms: i64) -> Result<(), StoreError> {
     const FORGET: &str = "DELETE FROM idempotency_keys WHERE account_id = $1 AND key_digest = $2 \
          AND created_at_ms <= $3 AND state <> 'running' RETURNING answer_bytes";
-    let forgotten = sqlx::query_scalar(FORGET).bind(&place.account_id).bind(&place.key_digest).bind(now_ms - KEPT_MS);
+    let forgotten = query_scalar(FORGET).bind(&place.account_id).bind(&place.key_digest).bind(now_ms - KEPT_MS);
     let bytes: Option<i64> = forgotten.fetch_optional(&mut *connection).await?;
     match bytes {
         Some(bytes) if bytes != 0 => add_kept(connection, &place.account_id, -bytes).await,
@@ -198,14 +201,14 @@ impl Row {
 
 /// What is in a place, if anything is.
 async fn found(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     place: &KeyPlace,
     body_digest: &str,
     now_ms: i64,
 ) -> Result<Option<KeyFound>, StoreError> {
     const READ: &str = "SELECT body_digest, request_id, state, claimed_until_ms, created_at_ms, status, content_type \
          FROM idempotency_keys WHERE account_id = $1 AND key_digest = $2";
-    let read = sqlx::query_as(READ).bind(&place.account_id).bind(&place.key_digest);
+    let read = query_as(READ).bind(&place.account_id).bind(&place.key_digest);
     let row: Option<Row> = read.fetch_optional(&mut *connection).await?;
     let Some(row) = row.filter(|row| !row.is_over(now_ms)) else { return Ok(None) };
     Ok(Some(match &*row.state {
@@ -222,13 +225,13 @@ async fn found(
 
 /// The answer that belongs to a row; `None` where it has just been dropped, or somebody has meddled with it.
 async fn answer(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     place: &KeyPlace,
     row: Row,
 ) -> Result<Option<(Uuid, SealedAnswer)>, StoreError> {
     const READ: &str = "SELECT answer FROM idempotency_keys \
          WHERE account_id = $1 AND key_digest = $2 AND request_id = $3 AND state = 'answered'";
-    let read = sqlx::query_scalar(READ).bind(&place.account_id).bind(&place.key_digest).bind(&row.request_id);
+    let read = query_scalar(READ).bind(&place.account_id).bind(&place.key_digest).bind(&row.request_id);
     let bytes: Option<Option<Vec<u8>>> = read.fetch_optional(connection).await?;
     let answer = || {
         let status = row.status.and_then(|status| status.try_into().ok())?;
@@ -238,15 +241,15 @@ async fn answer(
     Ok(answer())
 }
 
-async fn free(connection: &mut SqliteConnection, place: &KeyPlace) -> Result<KeyFound, StoreError> {
+async fn free(connection: &mut Connection, place: &KeyPlace) -> Result<KeyFound, StoreError> {
     const FREE: &str = "DELETE FROM idempotency_keys \
          WHERE account_id = $1 AND key_digest = $2 AND request_id = $3 AND state = 'running'";
-    let free = sqlx::query(FREE).bind(&place.account_id).bind(&place.key_digest).bind(place.request_id.to_string());
-    Ok(done(free.execute(connection).await?.rows_affected()))
+    let free = query(FREE).bind(&place.account_id).bind(&place.key_digest).bind(place.request_id.to_string());
+    Ok(done(free.execute(connection).await?))
 }
 
 async fn settle(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     place: &KeyPlace,
     answer: Result<&SealedAnswer, &Unkept>,
 ) -> Result<KeyFound, StoreError> {
@@ -260,7 +263,7 @@ async fn settle(
     };
     let answer = answer.ok();
     let bytes = answer.map_or(0, |answer| i64::try_from(answer.bytes.len()).unwrap_or(i64::MAX));
-    let settle = sqlx::query(SETTLE)
+    let settle = query(SETTLE)
         .bind(state)
         .bind(answer.map(|answer| i64::from(answer.status)))
         .bind(answer.map(|answer| &*answer.content_type))
@@ -269,7 +272,7 @@ async fn settle(
         .bind(&place.account_id)
         .bind(&place.key_digest)
         .bind(place.request_id.to_string());
-    let settled = done(settle.execute(&mut *connection).await?.rows_affected());
+    let settled = done(settle.execute(&mut *connection).await?);
     if settled == KeyFound::Done && answer.is_some() {
         add_kept(connection, &place.account_id, bytes).await?;
         make_room(connection, &place.account_id).await?;
@@ -281,10 +284,10 @@ fn done(rows: u64) -> KeyFound {
     if rows == 1 { KeyFound::Done } else { KeyFound::Lost }
 }
 
-async fn add_kept(connection: &mut SqliteConnection, account_id: &str, bytes: i64) -> Result<(), StoreError> {
+async fn add_kept(connection: &mut Connection, account_id: &str, bytes: i64) -> Result<(), StoreError> {
     const ADD: &str = "INSERT INTO idempotency_kept (account_id, answer_bytes) VALUES ($1, $2) ON CONFLICT (account_id) \
          DO UPDATE SET answer_bytes = idempotency_kept.answer_bytes + excluded.answer_bytes";
-    sqlx::query(ADD).bind(account_id).bind(bytes).execute(connection).await?;
+    query(ADD).bind(account_id).bind(bytes).execute(connection).await?;
     Ok(())
 }
 
@@ -292,17 +295,22 @@ async fn add_kept(connection: &mut SqliteConnection, account_id: &str, bytes: i6
 const ANSWERS_AT_ONCE: i64 = 256;
 
 /// Drops an account's oldest answers until the rest takes no more than it may.
-async fn make_room(connection: &mut SqliteConnection, account_id: &str) -> Result<(), StoreError> {
+async fn make_room(connection: &mut Connection, account_id: &str) -> Result<(), StoreError> {
     const KEPT: &str = "SELECT answer_bytes FROM idempotency_kept WHERE account_id = $1";
     const OLDEST: &str = "SELECT key_digest, answer_bytes FROM idempotency_keys \
          WHERE account_id = $1 AND state = 'answered' ORDER BY created_at_ms LIMIT $2";
-    const DROP: &str = "UPDATE idempotency_keys \
-         SET state = 'dropped', status = NULL, content_type = NULL, answer = NULL, answer_bytes = 0 \
-         WHERE account_id = $1 AND key_digest IN (SELECT value FROM json_each($2))";
-    let kept = sqlx::query_scalar(KEPT).bind(account_id).fetch_one(&mut *connection).await;
+    const DROP: Each = Each {
+        sqlite: "UPDATE idempotency_keys \
+             SET state = 'dropped', status = NULL, content_type = NULL, answer = NULL, answer_bytes = 0 \
+             WHERE account_id = $1 AND key_digest IN (SELECT value FROM json_each($2))",
+        postgres: "UPDATE idempotency_keys \
+             SET state = 'dropped', status = NULL, content_type = NULL, answer = NULL, answer_bytes = 0 \
+             WHERE account_id = $1 AND key_digest = ANY (ARRAY(SELECT jsonb_array_elements_text(CAST($2 AS JSONB))))",
+    };
+    let kept = query_scalar(KEPT).bind(account_id).fetch_one(&mut *connection).await;
     let mut surplus = kept.map(|kept: i64| kept - ACCOUNT_BYTES_MAX)?;
     while surplus > 0 {
-        let oldest = sqlx::query_as(OLDEST).bind(account_id).bind(ANSWERS_AT_ONCE);
+        let oldest = query_as(OLDEST).bind(account_id).bind(ANSWERS_AT_ONCE);
         let oldest: Vec<(String, i64)> = oldest.fetch_all(&mut *connection).await?;
         if oldest.is_empty() {
             return Ok(());
@@ -316,7 +324,7 @@ async fn make_room(connection: &mut SqliteConnection, account_id: &str) -> Resul
             freed += bytes;
             dropped.push(key_digest);
         }
-        sqlx::query(DROP).bind(account_id).bind(json(&dropped)?).execute(&mut *connection).await?;
+        query(DROP).bind(account_id).bind(json(&dropped)?).execute(&mut *connection).await?;
         add_kept(connection, account_id, -freed).await?;
         surplus -= freed;
     }

@@ -2,10 +2,10 @@
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::change::Counter;
+use super::engine::{Connection, query, query_as};
 use super::trail::{Action, Deed};
 use super::{Store, StoreError, account};
 use crate::relay::auth::{KeyDigest, KeyRecord};
@@ -135,10 +135,8 @@ macro_rules! select_page {
 impl Store {
     /// The key of that digest, with what is needed of its account; revoked and expired ones too.
     pub async fn find_key(&self, digest: &KeyDigest) -> Result<Option<KeyRecord>, StoreError> {
-        let row: Option<KeyRecordRow> = sqlx::query_as(select_record!("WHERE k.digest = $1"))
-            .bind(digest.to_string())
-            .fetch_optional(&self.pool)
-            .await?;
+        let row: Option<KeyRecordRow> =
+            query_as(select_record!("WHERE k.digest = $1")).bind(digest.to_string()).fetch_optional(&self.pool).await?;
         row.map(KeyRecord::try_from).transpose()
     }
 
@@ -149,7 +147,7 @@ impl Store {
         account::find(&mut transaction, &new.account_id).await?;
         let id = format!("key_{}", Uuid::now_v7().simple());
         let terms = &new.terms;
-        sqlx::query(
+        query(
             "INSERT INTO api_keys (id, account_id, name, digest, requests_per_minute, tokens_per_minute, \
              concurrent_requests, budget_nano_usd, models, allow_ip, expires_at_ms, revoked_at_ms, spent_nano_usd, \
              spent_seq, version, created_at_ms, number, within_plan) \
@@ -180,7 +178,7 @@ impl Store {
 
     /// The key of that id, revoked and expired ones too.
     pub async fn key(&self, id: &str) -> Result<Key, StoreError> {
-        find(&mut *self.pool.acquire().await?, id).await
+        find(&mut self.pool.acquire().await?, id).await
     }
 
     /// The keys of an account, or all, oldest first.
@@ -188,9 +186,9 @@ impl Store {
         let rows: Vec<KeyRow> = match account_id {
             Some(id) => {
                 let of_account = select_key!("WHERE account_id = $1 ORDER BY number");
-                sqlx::query_as(of_account).bind(id).fetch_all(&self.pool).await?
+                query_as(of_account).bind(id).fetch_all(&self.pool).await?
             }
-            None => sqlx::query_as(select_key!("ORDER BY number")).fetch_all(&self.pool).await?,
+            None => query_as(select_key!("ORDER BY number")).fetch_all(&self.pool).await?,
         };
         rows.into_iter().map(Key::try_from).collect()
     }
@@ -207,7 +205,7 @@ impl Store {
             Some(_) => select_page!("account_id = $1"),
             None => select_page!("$1 = ''"),
         };
-        let rows: Vec<KeyRow> = sqlx::query_as(sql)
+        let rows: Vec<KeyRow> = query_as(sql)
             .bind(account_id.unwrap_or_default())
             .bind(after.unwrap_or_default())
             .bind(i64::from(limit))
@@ -224,7 +222,7 @@ impl Store {
         if before.revoked_at_ms.is_some() {
             return Ok(before);
         }
-        sqlx::query("UPDATE api_keys SET revoked_at_ms = $1, version = $2 WHERE id = $3")
+        query("UPDATE api_keys SET revoked_at_ms = $1, version = $2 WHERE id = $3")
             .bind(now_ms)
             .bind(version)
             .bind(id)
@@ -239,8 +237,8 @@ impl Store {
     }
 }
 
-async fn find(connection: &mut SqliteConnection, id: &str) -> Result<Key, StoreError> {
-    let row: Option<KeyRow> = sqlx::query_as(select_key!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
+async fn find(connection: &mut Connection, id: &str) -> Result<Key, StoreError> {
+    let row: Option<KeyRow> = query_as(select_key!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
     row.ok_or_else(|| StoreError::UnknownKey(id.to_owned()))?.try_into()
 }
 
@@ -475,7 +473,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_row_is_named() {
         let fixture = Fixture::with_credit("5").await;
-        sqlx::query("UPDATE api_keys SET allow_ip = '[\"nowhere\"]'").execute(&fixture.store.pool).await.unwrap();
+        query("UPDATE api_keys SET allow_ip = '[\"nowhere\"]'").execute(&fixture.store.pool).await.unwrap();
         let error = fixture.store.find_key(&DIGEST).await.unwrap_err().to_string();
         assert!(error.contains("allow_ip") && error.contains(&fixture.key_id), "{error}");
     }

@@ -14,9 +14,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sqlx::SqliteConnection;
-
 use super::change::Counter;
+use super::engine::{Connection, query, query_as, query_scalar};
 use super::node::{self, NodeTerm};
 use super::{Store, StoreError};
 use crate::relay::admit::{Lease, LeaseAnswer, LeaseAsk, LeaseReturn, LeaseReturned};
@@ -73,9 +72,9 @@ impl Store {
         let last_seq = Counter::LedgerSeq.advance(&mut transaction, count).await?;
         let mut leases = Vec::with_capacity(returns.len());
         for (seq, given) in (last_seq - count + 1..).zip(returns) {
-            let update = sqlx::query(RETURN).bind(&*given.account_id).bind(&*term.id).bind(term.epoch);
+            let update = query(RETURN).bind(&*given.account_id).bind(&*term.id).bind(term.epoch);
             let update = update.bind(given.amount.0).bind(seq).bind(given.wanted.unwrap_or(0)).bind(given.seq);
-            let taken = update.execute(&mut *transaction).await?.rows_affected() > 0;
+            let taken = update.execute(&mut *transaction).await? > 0;
             let lease = told(&mut transaction, &term.id, &given.account_id).await?;
             let lease = lease.unwrap_or(Lease { amount: NanoUsd(0), seq });
             leases.push(LeaseReturned { account_id: given.account_id.clone(), lease, taken });
@@ -95,9 +94,8 @@ impl Store {
              ON l.account_id = w.account_id AND l.node_id = $1 WHERE w.seq > $2 AND l.answered < w.seq";
         let mut transaction = self.read().await?;
         let leases: Vec<(String, i64, i64, i64, i64)> =
-            sqlx::query_as(LEASES).bind(node_id).bind(seq).fetch_all(&mut *transaction).await?;
-        let wanted: Vec<(String, i64)> =
-            sqlx::query_as(WANTED).bind(node_id).bind(seq).fetch_all(&mut *transaction).await?;
+            query_as(LEASES).bind(node_id).bind(seq).fetch_all(&mut *transaction).await?;
+        let wanted: Vec<(String, i64)> = query_as(WANTED).bind(node_id).bind(seq).fetch_all(&mut *transaction).await?;
         let lease = |(account, amount, seq, balance, balance_seq): (String, i64, i64, i64, i64)| {
             (account.into(), capped((amount, seq), (balance, balance_seq)))
         };
@@ -113,24 +111,24 @@ fn capped((amount, seq): (i64, i64), (balance, balance_seq): (i64, i64)) -> Leas
     Lease { amount: NanoUsd(amount.min(balance.max(0))), seq: seq.max(balance_seq) }
 }
 
-async fn is_current(connection: &mut SqliteConnection, term: &NodeTerm) -> Result<bool, StoreError> {
+async fn is_current(connection: &mut Connection, term: &NodeTerm) -> Result<bool, StoreError> {
     let epoch: Option<i64> =
-        sqlx::query_scalar("SELECT epoch FROM nodes WHERE id = $1").bind(&*term.id).fetch_optional(connection).await?;
+        query_scalar("SELECT epoch FROM nodes WHERE id = $1").bind(&*term.id).fetch_optional(connection).await?;
     Ok(epoch == Some(term.epoch))
 }
 
 /// A node's lease of an account, if it has one.
-async fn told(connection: &mut SqliteConnection, node_id: &str, account_id: &str) -> Result<Option<Lease>, StoreError> {
+async fn told(connection: &mut Connection, node_id: &str, account_id: &str) -> Result<Option<Lease>, StoreError> {
     const TOLD: &str = "SELECT l.amount_nano_usd, l.seq, a.balance_nano_usd, a.balance_seq FROM leases l \
          JOIN accounts a ON a.id = l.account_id WHERE l.account_id = $1 AND l.node_id = $2";
     let row: Option<(i64, i64, i64, i64)> =
-        sqlx::query_as(TOLD).bind(account_id).bind(node_id).fetch_optional(connection).await?;
+        query_as(TOLD).bind(account_id).bind(node_id).fetch_optional(connection).await?;
     Ok(row.map(|(amount, seq, balance, balance_seq)| capped((amount, seq), (balance, balance_seq))))
 }
 
 /// Answers one ask, as of the ledger's number `seq`.
 async fn take(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     term: &NodeTerm,
     ask: &LeaseAsk,
     seq: i64,
@@ -143,19 +141,19 @@ async fn take(
     // Wants are remembered for a minute or two.
     const SCARCE: &str = "SELECT EXISTS (SELECT 1 FROM lease_wants WHERE account_id = $1)";
     let account_id = &*ask.account_id;
-    let balance: Option<i64> = sqlx::query_scalar(BALANCE).bind(account_id).fetch_optional(&mut *connection).await?;
+    let balance: Option<i64> = query_scalar(BALANCE).bind(account_id).fetch_optional(&mut *connection).await?;
     let balance = balance.unwrap_or(0);
-    let leases: Vec<(String, i64, i64)> = sqlx::query_as(LEASES).bind(account_id).fetch_all(&mut *connection).await?;
+    let leases: Vec<(String, i64, i64)> = query_as(LEASES).bind(account_id).fetch_all(&mut *connection).await?;
     let own = leases.iter().find(|(node, ..)| **node == *term.id).map_or(0, |(_, amount, _)| *amount);
     let free = leases.iter().fold(balance, |free, (_, amount, _)| free.saturating_sub(*amount));
     let since = ask.since.unwrap_or(seq);
     let may_answer =
         |(node, amount, answered): &(String, i64, i64)| **node != *term.id && *amount > 0 && *answered < since;
     let may_come = leases.iter().any(may_answer);
-    let is_scarce: bool = sqlx::query_scalar(SCARCE).bind(account_id).fetch_one(&mut *connection).await?;
+    let is_scarce: bool = query_scalar(SCARCE).bind(account_id).fetch_one(&mut *connection).await?;
     let granted = ask.granted(NanoUsd(free), is_scarce, may_come).0;
     if granted > 0 {
-        let take = sqlx::query(TAKE).bind(account_id).bind(&*term.id).bind(term.epoch).bind(granted).bind(seq);
+        let take = query(TAKE).bind(account_id).bind(&*term.id).bind(term.epoch).bind(granted).bind(seq);
         take.execute(&mut *connection).await?;
     }
     let wanted = (granted < ask.need.0 && may_come).then_some(since);
@@ -169,16 +167,16 @@ async fn take(
 }
 
 /// Asks all nodes to give back what they have of the account and do not need.
-pub(super) async fn want(connection: &mut SqliteConnection, account_id: &str, seq: i64) -> Result<(), StoreError> {
+pub(super) async fn want(connection: &mut Connection, account_id: &str, seq: i64) -> Result<(), StoreError> {
     const WANT: &str = "INSERT INTO lease_wants (account_id, seq) VALUES ($1, $2) \
          ON CONFLICT (account_id) DO UPDATE SET seq = excluded.seq";
-    sqlx::query(WANT).bind(account_id).bind(seq).execute(connection).await?;
+    query(WANT).bind(account_id).bind(seq).execute(connection).await?;
     Ok(())
 }
 
 /// Asks nodes to give back what they can of an account whose balance has become less than what is leased of it: money was taken back.
 pub(super) async fn want_where_overdone(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     account_id: &str,
     seq: i64,
 ) -> Result<(), StoreError> {
@@ -186,14 +184,14 @@ pub(super) async fn want_where_overdone(
          WHERE a.id = $1 AND a.balance_nano_usd < \
          (SELECT SUM(l.amount_nano_usd) FROM leases l WHERE l.account_id = a.id AND l.amount_nano_usd > 0) \
          ON CONFLICT (account_id) DO UPDATE SET seq = excluded.seq";
-    sqlx::query(OVERDONE).bind(account_id).bind(seq).execute(connection).await?;
+    query(OVERDONE).bind(account_id).bind(seq).execute(connection).await?;
     Ok(())
 }
 
 /// Takes what those of the usage rows cost off the node's leases, and tells the leases that changed. Where accounts have less than is
 /// leased of them, because holds were too small or an old spool was settled, nodes are asked to give back what they can.
 pub(super) async fn charge(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     node_id: &str,
     first_seq: i64,
     last_seq: i64,
@@ -209,10 +207,10 @@ pub(super) async fn charge(
          WHERE a.id IN (SELECT account_id FROM usage_records WHERE seq BETWEEN $1 AND $2) AND a.balance_nano_usd < \
          (SELECT SUM(l.amount_nano_usd) FROM leases l WHERE l.account_id = a.id AND l.amount_nano_usd > 0) \
          ON CONFLICT (account_id) DO UPDATE SET seq = excluded.seq";
-    let update = sqlx::query(CHARGE).bind(first_seq).bind(last_seq).bind(node_id);
+    let update = query(CHARGE).bind(first_seq).bind(last_seq).bind(node_id);
     update.execute(&mut *connection).await?;
-    sqlx::query(OVERDONE).bind(first_seq).bind(last_seq).execute(&mut *connection).await?;
-    let told = sqlx::query_as(TOLD).bind(first_seq).bind(last_seq).bind(node_id);
+    query(OVERDONE).bind(first_seq).bind(last_seq).execute(&mut *connection).await?;
+    let told = query_as(TOLD).bind(first_seq).bind(last_seq).bind(node_id);
     let told: Vec<(String, i64, i64, i64, i64)> = told.fetch_all(connection).await?;
     let lease = |(account, amount, seq, balance, balance_seq)| (account, capped((amount, seq), (balance, balance_seq)));
     Ok(told.into_iter().map(lease).collect())

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::bulk::{self, BALANCES, Kept, SPENDINGS};
 use super::change::Counter;
+use super::engine::Connection;
 use super::{Store, StoreError, lease, rollup, spool};
 use crate::relay::admit::Lease;
 use crate::relay::meter::{NanoUsd, UsageRecord};
@@ -73,6 +73,7 @@ impl Store {
         records: &[UsageRecord],
         cursor: Option<SpoolCursor<'_>>,
     ) -> Result<Vec<Settled>, StoreError> {
+        self.prepare_months(records.iter().map(|record| &record.request_id)).await;
         let mut transaction = self.write().await?;
         if let Some(cursor) = cursor
             && !spool::advance(&mut transaction, cursor, records.len()).await?
@@ -124,10 +125,7 @@ impl Store {
 }
 
 /// The answer for records of which none is entered again.
-async fn entered_before(
-    connection: &mut SqliteConnection,
-    records: &[UsageRecord],
-) -> Result<Vec<Settled>, StoreError> {
+async fn entered_before(connection: &mut Connection, records: &[UsageRecord]) -> Result<Vec<Settled>, StoreError> {
     let (mut by_account, mut by_key) = (Sums::new(), Sums::new());
     for record in records {
         by_account.entry(&record.account_id).or_default();
@@ -174,7 +172,7 @@ impl Sum {
 /// Charges each of the sums that are kept beside the ledger, and leaves the new sum in the charge's place, or 0 where no sum is
 /// kept. Nobody can have moved a sum between its reading and its writing: the transaction holds the ledger's counter.
 async fn charge(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     kept: &Kept,
     charges: &mut Sums<'_>,
     charge: fn(i64, i64) -> i64,
@@ -215,6 +213,7 @@ pub(super) fn provider_charged(record: &UsageRecord) -> Option<NanoUsd> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::engine::query_scalar;
     use super::super::fixture::{Fixture, record};
     use super::*;
     use crate::relay::meter::Usage;
@@ -253,7 +252,7 @@ mod tests {
         assert!(settled.iter().all(|one| one.fresh && one.balance_seq == 5 && one.spent_seq == 5), "{settled:?}");
         assert_eq!(fixture.account().await.balance, NanoUsd(5_000_000_000 - 24));
         let ids = "SELECT request_id FROM ledger_entries WHERE kind = 'usage' ORDER BY seq";
-        let ids: Vec<String> = sqlx::query_scalar(ids).fetch_all(&fixture.store.pool).await.unwrap();
+        let ids: Vec<String> = query_scalar(ids).fetch_all(&fixture.store.pool).await.unwrap();
         assert_eq!(ids, entered.map(|record| record.request_id.to_string()));
         assert_eq!(fixture.store.audit().await.unwrap(), []);
 

@@ -8,9 +8,8 @@
 
 use std::sync::Arc;
 
-use sqlx::SqliteConnection;
-
 use super::change::Counter;
+use super::engine::{Connection, Each, query, query_as, query_scalar};
 use super::{Store, StoreError};
 use crate::relay::meter::NanoUsd;
 
@@ -94,9 +93,11 @@ impl Store {
 
     /// What time it is by the database, in milliseconds since the Unix epoch.
     pub async fn clock_ms(&self) -> Result<i64, StoreError> {
-        // Postgres says `CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)`.
-        const CLOCK: &str = "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS BIGINT)";
-        Ok(sqlx::query_scalar(CLOCK).fetch_one(&self.pool).await?)
+        const CLOCK: Each = Each {
+            sqlite: "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS BIGINT)",
+            postgres: "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+        };
+        Ok(query_scalar(CLOCK).fetch_one(&self.pool).await?)
     }
 
     /// A node begins, for the first time, again, or because it was buried. What it has leased and nobody has taken back stays its own.
@@ -108,7 +109,7 @@ impl Store {
              expires_at_ms = excluded.expires_at_ms RETURNING epoch, draining";
         let mut transaction = self.write().await?;
         let seq = Counter::LedgerSeq.advance(&mut transaction, 1).await?;
-        let begun = sqlx::query_as(BEGIN).bind(&*node.id).bind(&node.name).bind(&node.version);
+        let begun = query_as(BEGIN).bind(&*node.id).bind(&node.name).bind(&node.version);
         let begun = begun.bind(now_ms).bind(now_ms.saturating_add(lease_ms));
         let (epoch, draining): (i64, bool) = begun.fetch_one(&mut *transaction).await?;
         bury(&mut transaction, now_ms).await?;
@@ -121,7 +122,7 @@ impl Store {
     pub async fn renew_node(&self, term: &NodeTerm, now_ms: i64, lease_ms: i64) -> Result<Option<bool>, StoreError> {
         const RENEW: &str = "UPDATE nodes SET seen_at_ms = $3, expires_at_ms = $4 WHERE id = $1 AND epoch = $2 \
              RETURNING draining";
-        let renew = sqlx::query_scalar(RENEW).bind(&*term.id).bind(term.epoch);
+        let renew = query_scalar(RENEW).bind(&*term.id).bind(term.epoch);
         Ok(renew.bind(now_ms).bind(now_ms.saturating_add(lease_ms)).fetch_optional(&self.writer).await?)
     }
 
@@ -131,8 +132,8 @@ impl Store {
         const END: &str = "UPDATE nodes SET seen_at_ms = $3, expires_at_ms = $3 WHERE id = $1 AND epoch = $2";
         let mut transaction = self.write().await?;
         Counter::LedgerSeq.advance(&mut transaction, 1).await?;
-        sqlx::query(RETURN).bind(&*term.id).bind(term.epoch).execute(&mut *transaction).await?;
-        sqlx::query(END).bind(&*term.id).bind(term.epoch).bind(now_ms).execute(&mut *transaction).await?;
+        query(RETURN).bind(&*term.id).bind(term.epoch).execute(&mut *transaction).await?;
+        query(END).bind(&*term.id).bind(term.epoch).bind(now_ms).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -149,7 +150,7 @@ impl Store {
         const GONE: &str = "DELETE FROM nodes WHERE expires_at_ms <= $1 \
              AND NOT EXISTS (SELECT 1 FROM leases WHERE node_id = nodes.id)";
         let gone_ms = now_ms.saturating_sub(GONE_KEPT_MS);
-        let needed = sqlx::query_scalar(NEEDED).bind(now_ms).bind(gone_ms).bind(stale_seq);
+        let needed = query_scalar(NEEDED).bind(now_ms).bind(gone_ms).bind(stale_seq);
         if !needed.fetch_one(&self.pool).await? {
             return Ok(());
         }
@@ -157,7 +158,7 @@ impl Store {
         Counter::LedgerSeq.advance(&mut transaction, 1).await?;
         bury(&mut transaction, now_ms).await?;
         for (sql, upto) in [(WANTS, stale_seq), (EMPTY, stale_seq), (GONE, gone_ms)] {
-            sqlx::query(sql).bind(upto).execute(&mut *transaction).await?;
+            query(sql).bind(upto).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
         Ok(())
@@ -165,7 +166,7 @@ impl Store {
 
     /// All nodes, the longest known first.
     pub async fn nodes(&self) -> Result<Vec<Node>, StoreError> {
-        let rows: Vec<NodeRow> = sqlx::query_as(select_node!("ORDER BY id")).fetch_all(&self.pool).await?;
+        let rows: Vec<NodeRow> = query_as(select_node!("ORDER BY id")).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(Node::from).collect())
     }
 
@@ -173,9 +174,9 @@ impl Store {
     pub async fn set_node_draining(&self, id: &str, draining: bool) -> Result<Node, StoreError> {
         const SET: &str = "UPDATE nodes SET draining = $2 WHERE id = $1";
         let mut transaction = self.write().await?;
-        sqlx::query(SET).bind(id).bind(draining).execute(&mut *transaction).await?;
+        query(SET).bind(id).bind(draining).execute(&mut *transaction).await?;
         let row: Option<NodeRow> =
-            sqlx::query_as(select_node!("WHERE id = $1")).bind(id).fetch_optional(&mut *transaction).await?;
+            query_as(select_node!("WHERE id = $1")).bind(id).fetch_optional(&mut *transaction).await?;
         transaction.commit().await?;
         row.map(Node::from).ok_or_else(|| StoreError::UnknownNode(id.to_owned()))
     }
@@ -183,18 +184,18 @@ impl Store {
     /// The nodes other than that one that lease credit of this store now.
     pub async fn other_nodes(&self, id: &str, now_ms: i64) -> Result<Vec<String>, StoreError> {
         const OTHERS: &str = "SELECT id FROM nodes WHERE id <> $1 AND expires_at_ms > $2 ORDER BY id";
-        Ok(sqlx::query_scalar(OTHERS).bind(id).bind(now_ms).fetch_all(&self.pool).await?)
+        Ok(query_scalar(OTHERS).bind(id).bind(now_ms).fetch_all(&self.pool).await?)
     }
 }
 
 /// Takes back what nodes had leased that are past their time. The transaction has the ledger's counter, as whoever moves leases has.
-pub(super) async fn bury(connection: &mut SqliteConnection, now_ms: i64) -> Result<(), StoreError> {
+pub(super) async fn bury(connection: &mut Connection, now_ms: i64) -> Result<(), StoreError> {
     const BURY: &str = "UPDATE nodes SET epoch = epoch + 1 WHERE expires_at_ms <= $1 \
          AND EXISTS (SELECT 1 FROM leases WHERE node_id = nodes.id) RETURNING id";
     const TAKE_BACK: &str = "DELETE FROM leases WHERE node_id = $1";
-    let buried: Vec<String> = sqlx::query_scalar(BURY).bind(now_ms).fetch_all(&mut *connection).await?;
+    let buried: Vec<String> = query_scalar(BURY).bind(now_ms).fetch_all(&mut *connection).await?;
     for node in buried {
-        sqlx::query(TAKE_BACK).bind(&node).execute(&mut *connection).await?;
+        query(TAKE_BACK).bind(&node).execute(&mut *connection).await?;
         tracing::warn!(node, "a node did not renew its leases in time; they were taken back");
     }
     Ok(())

@@ -1,4 +1,6 @@
-//! Finds, creates and migrates the store's file.
+//! Finds, creates and migrates the store's file; a store in Postgres is `postgres`'s.
+
+pub(super) mod postgres;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
@@ -8,11 +10,12 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, SqliteConnection, SqlitePool};
+use sqlx::{Connection as _, SqliteConnection};
 
 use super::StoreError;
+use super::engine::{Connection, Pool, query};
 
-/// In the order of their numbers.
+/// In the order of their numbers, for both databases: `postgres` says how they are read there.
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
 
 /// How long a writer waits for another, in this process or the next.
@@ -24,14 +27,17 @@ const READERS_MAX: u32 = 3;
 
 /// The connections to a store.
 pub(super) struct Connections {
-    pub(super) readers: SqlitePool,
-    /// One, because SQLite has one writer. So writers of this process wait in a line, not for a lock that they ask for again and
+    pub(super) readers: Pool,
+    /// One, because SQLite has one writer, and so that writers go one after the other in Postgres, too. So writers of this process wait in a line, not for a lock that they ask for again and
     /// again, and what writing needs is prepared and cached once.
-    pub(super) writer: SqlitePool,
+    pub(super) writer: Pool,
 }
 
 /// Connections to the store at `url`, migrated.
 pub(super) async fn open(url: &str) -> Result<Connections, StoreError> {
+    if postgres::is_meant_by(url) {
+        return postgres::open(url).await;
+    }
     let path = path_of(url)?;
     let folder = create(&path)?;
     let _opening = lock(folder).await?;
@@ -52,17 +58,18 @@ pub(super) async fn open(url: &str) -> Result<Connections, StoreError> {
         .test_before_acquire(false);
     let writer = pool.clone().max_connections(1).connect_lazy_with(options.clone());
     let readers = pool.max_connections(READERS_MAX).connect_with(options).await;
-    let readers = readers.map_err(|source| StoreError::Open { path, source })?;
-    Ok(Connections { readers, writer })
+    let readers = readers.map_err(|source| StoreError::Open { place: path.display().to_string(), source })?;
+    Ok(Connections { readers: Pool::Sqlite(readers), writer: Pool::Sqlite(writer) })
 }
 
 fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let refused = |why| Err(StoreError::Address { url: url.to_owned(), why });
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return refused("this version keeps its store in SQLite only; use sqlite://PATH");
-    }
     match url.strip_prefix("sqlite://") {
-        None => refused("the address has the form sqlite://PATH"),
+        // It may be anything, and hold a password.
+        None => Err(StoreError::Address {
+            url: "…".to_owned(),
+            why: "the address has the form sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
+        }),
         Some("") => refused("a path has to follow sqlite://"),
         Some(path) if path.contains('?') || path.starts_with(':') => {
             refused("a plain path has to follow sqlite://, without options")
@@ -101,20 +108,24 @@ fn refused(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
 
 /// Brings the tables to this version inside one transaction, so that a store is never between two versions.
 async fn migrate(path: &Path, options: &SqliteConnectOptions) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let place = || path.display().to_string();
+    let failed = |source| StoreError::Open { place: place(), source };
     let mut connection = SqliteConnection::connect_with(options).await.map_err(failed)?;
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     MIGRATIONS.run_direct(None, &mut *transaction, false).await.map_err(|source| match source {
-        MigrateError::VersionMissing(_) => StoreError::Newer { path: path.to_owned() },
-        source => StoreError::Migrate { path: path.to_owned(), source },
+        MigrateError::VersionMissing(_) => StoreError::Newer { place: place() },
+        source => StoreError::Migrate { place: place(), source },
     })?;
     transaction.commit().await.map_err(failed)?;
     connection.close().await.map_err(failed)
 }
 
 /// Gives back what a connection has kept of the pages that went through it, after a whole table has.
-pub(super) async fn shrink(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("PRAGMA shrink_memory").execute(connection).await.map(|_| ())
+pub(super) async fn shrink(connection: &mut Connection) -> Result<(), sqlx::Error> {
+    match connection {
+        Connection::Sqlite(_) => query("PRAGMA shrink_memory").execute(connection).await.map(|_| ()),
+        Connection::Postgres(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +136,7 @@ mod tests {
     use crate::relay::meter::NanoUsd;
     use crate::store::DifferenceKind::EntryMissing;
     use crate::store::Store;
+    use crate::store::engine::query_as;
 
     #[test]
     fn reads_relative_and_absolute_addresses() {
@@ -137,7 +149,6 @@ mod tests {
         for url in ["", "data/a.db", "sqlite:a.db", "sqlite://", "sqlite://:memory:", "sqlite://a.db?mode=rw"] {
             assert!(path_of(url).unwrap_err().to_string().contains("sqlite://"), "{url}");
         }
-        assert!(path_of("postgres://h/d").unwrap_err().to_string().contains("SQLite only"));
     }
 
     #[tokio::test]
@@ -169,8 +180,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/tollgate.db", folder.path().display());
         let store = Store::open(&url).await.unwrap();
-        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', CURRENT_TIMESTAMP, TRUE, x'00', 0)")
-            .execute(&store.pool)
+        store
+            .pool
+            .run("INSERT INTO _sqlx_migrations VALUES (9999, 'later', CURRENT_TIMESTAMP, TRUE, x'00', 0)")
             .await
             .unwrap();
         let error = Store::open(&url).await.unwrap_err().to_string();
@@ -207,8 +219,7 @@ mod tests {
         .await;
         let store = Store::open(&url).await.unwrap();
         let rows = "SELECT request_id, seq, cost_nano_usd, interrupted, first_token_ms FROM usage_records ORDER BY seq";
-        let rows: Vec<(String, i64, i64, bool, Option<i64>)> =
-            sqlx::query_as(rows).fetch_all(&store.pool).await.unwrap();
+        let rows: Vec<(String, i64, i64, bool, Option<i64>)> = query_as(rows).fetch_all(&store.pool).await.unwrap();
         let row = |id: &str, seq, cost, interrupted, first| (id.to_owned(), seq, cost, interrupted, first);
         let without_entry = row("r3", 10, 70, false, Some(2));
         assert_eq!(rows, [row("r2", 7, 30, false, Some(2)), row("r1", 9, 10, true, None), without_entry]);

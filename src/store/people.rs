@@ -14,10 +14,10 @@ mod tests;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::change::Counter;
+use super::engine::{Connection, query, query_as, query_scalar};
 use super::trail::{Action, Deed};
 use super::{Store, StoreError};
 
@@ -164,7 +164,7 @@ impl Store {
         if let Some(account_id) = new.account_id {
             super::account::find(&mut transaction, account_id).await?;
         }
-        sqlx::query(
+        query(
             "INSERT INTO users (id, email, password, role, account_id, active, created_at_ms, number) \
              VALUES ($1, $2, $3, $4, $5, TRUE, $6, $7)",
         )
@@ -191,13 +191,13 @@ impl Store {
             "WHERE number > COALESCE((SELECT number FROM users WHERE id = $1), -1) ORDER BY number LIMIT $2"
         );
         let rows: Vec<UserRow> =
-            sqlx::query_as(PAGE).bind(after.unwrap_or_default()).bind(i64::from(limit)).fetch_all(&self.pool).await?;
+            query_as(PAGE).bind(after.unwrap_or_default()).bind(i64::from(limit)).fetch_all(&self.pool).await?;
         rows.into_iter().map(User::try_from).collect()
     }
 
     /// The people of an account, oldest first.
     pub async fn users_of(&self, account_id: &str) -> Result<Vec<User>, StoreError> {
-        let rows: Vec<UserRow> = sqlx::query_as(select_user!("WHERE account_id = $1 ORDER BY number"))
+        let rows: Vec<UserRow> = query_as(select_user!("WHERE account_id = $1 ORDER BY number"))
             .bind(account_id)
             .fetch_all(&self.pool)
             .await?;
@@ -206,20 +206,18 @@ impl Store {
 
     /// The person of that id.
     pub async fn user(&self, id: &str) -> Result<User, StoreError> {
-        find(&mut *self.pool.acquire().await?, id).await
+        find(&mut self.pool.acquire().await?, id).await
     }
 
     /// The person of that address, however it is written.
     pub async fn user_by_email(&self, email: &str) -> Result<Option<User>, StoreError> {
-        by_email(&mut *self.pool.acquire().await?, &email.to_lowercase()).await
+        by_email(&mut self.pool.acquire().await?, &email.to_lowercase()).await
     }
 
     /// A person's password, as its PHC string; `None` before they have one.
     pub async fn password_of(&self, user_id: &str) -> Result<Option<String>, StoreError> {
-        let password: Option<Option<String>> = sqlx::query_scalar("SELECT password FROM users WHERE id = $1")
-            .bind(user_id)
-            .fetch_optional(&self.pool)
-            .await?;
+        let password: Option<Option<String>> =
+            query_scalar("SELECT password FROM users WHERE id = $1").bind(user_id).fetch_optional(&self.pool).await?;
         Ok(password.flatten())
     }
 
@@ -233,13 +231,13 @@ impl Store {
 
     async fn change_password(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         user_id: &str,
         password: &str,
         now_ms: i64,
     ) -> Result<(), StoreError> {
         find(connection, user_id).await?;
-        sqlx::query("UPDATE users SET password = $1 WHERE id = $2")
+        query("UPDATE users SET password = $1 WHERE id = $2")
             .bind(password)
             .bind(user_id)
             .execute(&mut *connection)
@@ -265,7 +263,7 @@ impl Store {
         if after == before {
             return Ok(before);
         }
-        sqlx::query("UPDATE users SET role = $1, account_id = $2, active = $3 WHERE id = $4")
+        query("UPDATE users SET role = $1, account_id = $2, active = $3 WHERE id = $4")
             .bind(after.role.name())
             .bind(&after.account_id)
             .bind(after.active)
@@ -283,23 +281,22 @@ impl Store {
     }
 
     /// Ends whatever lets a person in but their password.
-    async fn shut_out(&self, connection: &mut SqliteConnection, user_id: &str) -> Result<(), StoreError> {
+    async fn shut_out(&self, connection: &mut Connection, user_id: &str) -> Result<(), StoreError> {
         for sql in ["DELETE FROM sessions WHERE user_id = $1", "DELETE FROM links WHERE user_id = $1"] {
-            sqlx::query(sql).bind(user_id).execute(&mut *connection).await?;
+            query(sql).bind(user_id).execute(&mut *connection).await?;
         }
         Ok(())
     }
 }
 
-async fn find(connection: &mut SqliteConnection, id: &str) -> Result<User, StoreError> {
-    let row: Option<UserRow> =
-        sqlx::query_as(select_user!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
+async fn find(connection: &mut Connection, id: &str) -> Result<User, StoreError> {
+    let row: Option<UserRow> = query_as(select_user!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
     row.ok_or_else(|| StoreError::UnknownUser(id.to_owned()))?.try_into()
 }
 
-async fn by_email(connection: &mut SqliteConnection, email: &str) -> Result<Option<User>, StoreError> {
+async fn by_email(connection: &mut Connection, email: &str) -> Result<Option<User>, StoreError> {
     let row: Option<UserRow> =
-        sqlx::query_as(select_user!("WHERE email = $1")).bind(email).fetch_optional(connection).await?;
+        query_as(select_user!("WHERE email = $1")).bind(email).fetch_optional(connection).await?;
     row.map(User::try_from).transpose()
 }
 

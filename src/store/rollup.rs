@@ -7,11 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use sqlx::error::BoxDynError;
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{Arguments, SqliteConnection};
 
 use super::StoreError;
-use super::bulk::{Insert, json, tokens};
+use super::bulk::{json, tokens};
+use super::engine::{Cells, Connection, Each, Insert, query, query_as, query_scalar};
 use super::ledger::{charged, provider_charged};
 use crate::relay::meter::UsageRecord;
 
@@ -73,7 +72,7 @@ impl KnownSeries {
     /// The series of each record; those that there were none of yet are added.
     pub(super) async fn of(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         records: &[UsageRecord],
     ) -> Result<ParcelSeries, StoreError> {
         let mut places: HashMap<Kind<'_>, usize> = HashMap::new();
@@ -124,33 +123,45 @@ fn text_of((account, key, model, provider): &Kind<'_>) -> Box<str> {
 }
 
 /// The series of those kinds, in their order. Nobody else adds one meanwhile: the transaction holds the ledger's counter.
-async fn find_or_add(connection: &mut SqliteConnection, kinds: &[Kind<'_>]) -> Result<Vec<i64>, StoreError> {
-    const SELECT: &str = "SELECT wanted.key, s.id FROM json_each($1) AS wanted JOIN usage_series s \
-         ON s.account_id = wanted.value->>0 AND s.key_id = wanted.value->>1 AND s.model = wanted.value->>2 \
-         AND s.provider = wanted.value->>3";
+async fn find_or_add(connection: &mut Connection, kinds: &[Kind<'_>]) -> Result<Vec<i64>, StoreError> {
+    // Postgres counts from 1.
+    const SELECT: Each = Each {
+        sqlite: "SELECT wanted.key, s.id FROM json_each($1) AS wanted JOIN usage_series s \
+             ON s.account_id = wanted.value->>0 AND s.key_id = wanted.value->>1 AND s.model = wanted.value->>2 \
+             AND s.provider = wanted.value->>3",
+        postgres: "SELECT wanted.key - 1, s.id \
+             FROM jsonb_array_elements(CAST($1 AS JSONB)) WITH ORDINALITY AS wanted (value, key) JOIN usage_series s \
+             ON s.account_id = wanted.value->>0 AND s.key_id = wanted.value->>1 AND s.model = wanted.value->>2 \
+             AND s.provider = wanted.value->>3",
+    };
     const LAST: &str = "SELECT COALESCE(MAX(id), 0) FROM usage_series";
-    const INSERT: &str = "INSERT INTO usage_series (id, account_id, key_id, model, provider) \
-         SELECT $2 + added.key, added.value->>0, added.value->>1, added.value->>2, added.value->>3 \
-         FROM json_each($1) AS added";
-    let found: Vec<(i64, i64)> = sqlx::query_as(SELECT).bind(json(&kinds)?).fetch_all(&mut *connection).await?;
+    const INSERT: Each = Each {
+        sqlite: "INSERT INTO usage_series (id, account_id, key_id, model, provider) \
+             SELECT $2 + added.key, added.value->>0, added.value->>1, added.value->>2, added.value->>3 \
+             FROM json_each($1) AS added",
+        postgres: "INSERT INTO usage_series (id, account_id, key_id, model, provider) \
+             SELECT $2 + added.key - 1, added.value->>0, added.value->>1, added.value->>2, added.value->>3 \
+             FROM jsonb_array_elements(CAST($1 AS JSONB)) WITH ORDINALITY AS added (value, key)",
+    };
+    let found: Vec<(i64, i64)> = query_as(SELECT).bind(json(&kinds)?).fetch_all(&mut *connection).await?;
     let found: HashMap<i64, i64> = found.into_iter().collect();
     let mut ids: Vec<Option<i64>> = (0..).zip(kinds).map(|(place, _)| found.get(&place).copied()).collect();
     if ids.contains(&None) {
-        let last: i64 = sqlx::query_scalar(LAST).fetch_one(&mut *connection).await?;
+        let last: i64 = query_scalar(LAST).fetch_one(&mut *connection).await?;
         let mut numbers = last + 1..;
         let mut added = Vec::new();
         for (id, kind) in ids.iter_mut().zip(kinds).filter(|(id, _)| id.is_none()) {
             *id = numbers.next();
             added.push(kind);
         }
-        sqlx::query(INSERT).bind(json(&added)?).bind(last + 1).execute(connection).await?;
+        query(INSERT).bind(json(&added)?).bind(last + 1).execute(connection).await?;
     }
     Ok(ids.into_iter().flatten().collect())
 }
 
 /// Adds requests to the sums of their days. Each comes with its series.
 pub(super) async fn add<'a>(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     records: impl Iterator<Item = (&'a UsageRecord, i64)>,
 ) -> Result<(), StoreError> {
     let mut days: BTreeMap<(i64, i64), Sums> = BTreeMap::new();
@@ -168,31 +179,31 @@ pub(super) async fn add<'a>(
     let totals: Vec<_> = totals.into_iter().collect();
     ADD_TO_DAYS
         .run(connection, &days, |to, ((day, series), sums)| {
-            to.add(series)?;
-            to.add(day)?;
+            to.integer(*series)?;
+            to.integer(*day)?;
             bind(to, sums)
         })
         .await?;
     ADD_TO_ACCOUNTS
         .run(connection, &accounts, |to, ((day, account_id), sums)| {
-            to.add(*account_id)?;
-            to.add(day)?;
+            to.text((*account_id).to_owned())?;
+            to.integer(*day)?;
             bind(to, sums)
         })
         .await?;
     ADD_TO_TOTALS
         .run(connection, &totals, |to, ((day, model, provider), sums)| {
-            to.add(day)?;
-            to.add(*model)?;
-            to.add(*provider)?;
+            to.integer(*day)?;
+            to.text((*model).to_owned())?;
+            to.text((*provider).to_owned())?;
             bind(to, sums)
         })
         .await?;
     Ok(())
 }
 
-fn bind(to: &mut SqliteArguments, sums: &Sums) -> Result<(), BoxDynError> {
-    sums.iter().try_for_each(|sum| to.add(*sum))
+fn bind(to: &mut Cells<'_>, sums: &Sums) -> Result<(), BoxDynError> {
+    sums.iter().try_for_each(|sum| to.integer(*sum))
 }
 
 fn kind(record: &UsageRecord) -> Kind<'_> {
@@ -239,7 +250,7 @@ mod tests {
         drop((given_up, series));
         store.settle(&[first.clone(), second.clone()], None).await.unwrap();
         let mut transaction = store.write().await.unwrap();
-        sqlx::query("DELETE FROM usage_series").execute(&mut *transaction).await.unwrap();
+        query("DELETE FROM usage_series").execute(&mut *transaction).await.unwrap();
         let series = store.series.of(&mut transaction, &[second, first]).await.unwrap();
         assert_eq!(series.ids, [2, 1], "by what was committed, without asking");
         assert!(series.learned.is_empty());

@@ -2,6 +2,7 @@
 
 use sqlx::FromRow;
 
+use super::engine::query_as;
 use super::{Account, Key, Store, StoreError};
 
 #[derive(FromRow)]
@@ -56,8 +57,7 @@ impl Store {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<Found>, StoreError> {
-        let found =
-            sqlx::query_as(sql).bind(after.unwrap_or_default()).bind(text).bind(part(text)).bind(i64::from(limit));
+        let found = query_as(sql).bind(after.unwrap_or_default()).bind(text).bind(part(text)).bind(i64::from(limit));
         Ok(found.fetch_all(&self.pool).await?)
     }
 }

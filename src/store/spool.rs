@@ -1,14 +1,13 @@
 //! Up to where the relays' spools are in the ledger.
 
-use sqlx::SqliteConnection;
-
 use super::StoreError;
+use super::engine::{Connection, query, query_scalar};
 use super::ledger::SpoolCursor;
 
 /// Moves a writer's cursor to the last of the batches; says whether they are to be entered. What lies between the cursor and the
 /// first of them is a gap.
 pub(super) async fn advance(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     cursor: SpoolCursor<'_>,
     records: usize,
 ) -> Result<bool, StoreError> {
@@ -17,9 +16,9 @@ pub(super) async fn advance(
     const MOVE: &str = "UPDATE spool_cursors SET number = $2, records = records + $3 WHERE writer = $1";
     const GAP: &str = "INSERT INTO spool_gaps (writer, first, last) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     let SpoolCursor { writer, first, last } = cursor;
-    let entered: Option<i64> = sqlx::query_scalar(SELECT).bind(writer).fetch_optional(&mut *connection).await?;
+    let entered: Option<i64> = query_scalar(SELECT).bind(writer).fetch_optional(&mut *connection).await?;
     if entered.is_none() {
-        sqlx::query(BEGIN).bind(writer).execute(&mut *connection).await?;
+        query(BEGIN).bind(writer).execute(&mut *connection).await?;
     }
     let entered = entered.unwrap_or(0);
     if last <= entered {
@@ -32,10 +31,10 @@ pub(super) async fn advance(
             last = first - 1,
             "batches of a spool never came; their requests are not billed"
         );
-        sqlx::query(GAP).bind(writer).bind(entered + 1).bind(first - 1).execute(&mut *connection).await?;
+        query(GAP).bind(writer).bind(entered + 1).bind(first - 1).execute(&mut *connection).await?;
     }
     let records = i64::try_from(records).unwrap_or(i64::MAX);
-    sqlx::query(MOVE).bind(writer).bind(last).bind(records).execute(&mut *connection).await?;
+    query(MOVE).bind(writer).bind(last).bind(records).execute(&mut *connection).await?;
     Ok(true)
 }
 

@@ -8,10 +8,11 @@
 //! Deliberately absent: signatures and Stripe's wire format, which are `relay`'s, and which price is which plan.
 
 use serde_json::json;
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::account::{self, move_money};
+use super::engine::{Connection, query, query_as, query_scalar};
 use super::subscription::{self, EndReason, NANO_USD_PER_CENT, STRIPE_GRACE_MS};
 use super::trail::{Action, Deed};
 use super::{CreditKind, PaidBy, Store, StoreError, Subscription};
@@ -103,7 +104,7 @@ impl Store {
             // Not remembered, so that it can be sent again when the configuration has the price.
             return Ok(outcome);
         }
-        sqlx::query(
+        query(
             "INSERT INTO stripe_events (id, kind, created_at_ms, received_at_ms, outcome) VALUES ($1, $2, $3, $4, $5)",
         )
         .bind(&event.id)
@@ -119,7 +120,7 @@ impl Store {
 
     async fn effect(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         event: &Event,
         plans: StripePlans<'_>,
         now_ms: i64,
@@ -162,7 +163,7 @@ impl Store {
     /// What is known of a payment, and the credit that follows.
     async fn payment(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         payment_intent: &str,
         told: &Told,
         now_ms: i64,
@@ -203,7 +204,7 @@ impl Store {
 
     async fn move_cents(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         id: &str,
         (cents, note): (i64, &str),
         now_ms: i64,
@@ -222,7 +223,7 @@ impl Store {
     /// What is known of a subscription at Stripe, and the plan that follows.
     async fn subscribed(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         (id, event): (&str, &Event),
         plans: StripePlans<'_>,
         now_ms: i64,
@@ -247,7 +248,7 @@ impl Store {
     /// Makes an account's subscription what is known of those that it has at Stripe: of several, the one that is paid for the longest.
     async fn follow_stripe(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         account_id: &str,
         default_plan: &str,
         now_ms: i64,
@@ -351,15 +352,15 @@ impl SubscribedRow {
     }
 }
 
-async fn is_known(connection: &mut SqliteConnection, event: &Event) -> Result<bool, StoreError> {
-    let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM stripe_events WHERE id = $1")
+async fn is_known(connection: &mut Connection, event: &Event) -> Result<bool, StoreError> {
+    let found: Option<i64> = query_scalar("SELECT CAST(1 AS BIGINT) FROM stripe_events WHERE id = $1")
         .bind(&event.id)
         .fetch_optional(connection)
         .await?;
     Ok(found.is_some())
 }
 
-async fn has_account(connection: &mut SqliteConnection, id: &str) -> Result<bool, StoreError> {
+async fn has_account(connection: &mut Connection, id: &str) -> Result<bool, StoreError> {
     match account::find(connection, id).await {
         Ok(_) => Ok(true),
         Err(StoreError::UnknownAccount(_)) => Ok(false),
@@ -367,8 +368,8 @@ async fn has_account(connection: &mut SqliteConnection, id: &str) -> Result<bool
     }
 }
 
-async fn payment_row(connection: &mut SqliteConnection, payment_intent: &str) -> Result<PaymentRow, StoreError> {
-    sqlx::query(
+async fn payment_row(connection: &mut Connection, payment_intent: &str) -> Result<PaymentRow, StoreError> {
+    query(
         "INSERT INTO stripe_payments (payment_intent, paid_cents, refunded_cents, disputed_cents, dispute_won, \
          granted_cents, taken_back_cents) VALUES ($1, 0, 0, 0, FALSE, 0, 0) ON CONFLICT (payment_intent) DO NOTHING",
     )
@@ -377,15 +378,11 @@ async fn payment_row(connection: &mut SqliteConnection, payment_intent: &str) ->
     .await?;
     const SELECT: &str = "SELECT account_id, paid_cents, refunded_cents, disputed_cents, dispute_won, granted_cents, \
          taken_back_cents FROM stripe_payments WHERE payment_intent = $1";
-    Ok(sqlx::query_as(SELECT).bind(payment_intent).fetch_one(connection).await?)
+    Ok(query_as(SELECT).bind(payment_intent).fetch_one(connection).await?)
 }
 
-async fn save_payment(
-    connection: &mut SqliteConnection,
-    payment_intent: &str,
-    row: &PaymentRow,
-) -> Result<(), StoreError> {
-    sqlx::query(
+async fn save_payment(connection: &mut Connection, payment_intent: &str, row: &PaymentRow) -> Result<(), StoreError> {
+    query(
         "UPDATE stripe_payments SET account_id = $1, paid_cents = $2, refunded_cents = $3, disputed_cents = $4, \
          dispute_won = $5, granted_cents = $6, taken_back_cents = $7 WHERE payment_intent = $8",
     )
@@ -412,8 +409,8 @@ macro_rules! select_subscribed {
     };
 }
 
-async fn subscribed_row(connection: &mut SqliteConnection, id: &str) -> Result<SubscribedRow, StoreError> {
-    sqlx::query(
+async fn subscribed_row(connection: &mut Connection, id: &str) -> Result<SubscribedRow, StoreError> {
+    query(
         "INSERT INTO stripe_subscriptions (id, period_starts_ms, period_ends_ms, price_nano_usd, paid_told_at_ms, \
          paid_told_by, renews, state_told_at_ms, state_told_by, deleted) VALUES ($1, 0, 0, 0, 0, '', TRUE, 0, '', FALSE) \
          ON CONFLICT (id) DO NOTHING",
@@ -421,11 +418,11 @@ async fn subscribed_row(connection: &mut SqliteConnection, id: &str) -> Result<S
     .bind(id)
     .execute(&mut *connection)
     .await?;
-    Ok(sqlx::query_as(select_subscribed!("WHERE id = $1")).bind(id).fetch_one(connection).await?)
+    Ok(query_as(select_subscribed!("WHERE id = $1")).bind(id).fetch_one(connection).await?)
 }
 
-async fn save_subscribed(connection: &mut SqliteConnection, row: &SubscribedRow) -> Result<(), StoreError> {
-    sqlx::query(
+async fn save_subscribed(connection: &mut Connection, row: &SubscribedRow) -> Result<(), StoreError> {
+    query(
         "UPDATE stripe_subscriptions SET account_id = $1, plan = $2, period_starts_ms = $3, period_ends_ms = $4, \
          price_nano_usd = $5, paid_told_at_ms = $6, paid_told_by = $7, next_plan = $8, renews = $9, \
          state_told_at_ms = $10, state_told_by = $11, deleted = $12 WHERE id = $13",
@@ -449,11 +446,11 @@ async fn save_subscribed(connection: &mut SqliteConnection, row: &SubscribedRow)
 }
 
 async fn longest_paid(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     account_id: &str,
     now_ms: i64,
 ) -> Result<Option<SubscribedRow>, StoreError> {
-    let row = sqlx::query_as(select_subscribed!(
+    let row = query_as(select_subscribed!(
         "WHERE account_id = $1 AND NOT deleted AND plan IS NOT NULL AND period_ends_ms > $2 \
          ORDER BY period_ends_ms DESC, id DESC LIMIT 1"
     ));

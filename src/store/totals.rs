@@ -1,12 +1,12 @@
 //! Sums of usage, read: whole days from the sums that are kept of them, what lies beside whole days from the requests themselves.
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{FromRow, QueryBuilder, Row, Sqlite};
+use sqlx::FromRow;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
+use super::engine::{Builder, Engine, PAGE_SECONDS_MAX};
 use super::rollup::{DAY_MS, SUMMED};
-use super::usage::{UsageFilter, unsigned, usage_of};
+use super::usage::{UsageFilter, UsageRow, time_of_all};
 use super::{Store, StoreError};
 use crate::relay::meter::{NanoUsd, Usage};
 
@@ -102,20 +102,17 @@ impl Store {
     /// The sums of each day by account, model or key, the earliest day first, and of a day in the order of their ids.
     pub async fn usage_by_day_and(&self, filter: &UsageFilter, by: By) -> Result<Vec<DayTotal>, StoreError> {
         let asked = Asked { filter, by, after: None, order: "usage_day, usage_group", limit: None };
-        let Some(mut query) = asked.query(true) else { return Ok(Vec::new()) };
-        let rows: Vec<(i64, TotalRow)> = query
-            .build()
-            .try_map(|row| Ok((row.try_get("usage_day")?, TotalRow::from_row(&row)?)))
-            .fetch_all(&self.pool)
-            .await?;
-        let total = |(number, TotalRow(total))| DayTotal { day: day_name(number).unwrap_or_default(), total };
+        let Some(query) = asked.query(true, self.pool.engine()) else { return Ok(Vec::new()) };
+        let rows: Vec<DayRow> = query.into_query_as().within_seconds(PAGE_SECONDS_MAX).fetch_all(&self.pool).await?;
+        let total =
+            |row: DayRow| DayTotal { day: day_name(row.usage_day).unwrap_or_default(), total: row.total.into() };
         Ok(rows.into_iter().map(total).collect())
     }
 
     async fn totals(&self, asked: &Asked<'_>) -> Result<Vec<UsageTotal>, StoreError> {
-        let Some(mut query) = asked.query(false) else { return Ok(Vec::new()) };
-        let rows: Vec<TotalRow> = query.build_query_as().fetch_all(&self.pool).await?;
-        let mut totals: Vec<UsageTotal> = rows.into_iter().map(|TotalRow(total)| total).collect();
+        let Some(query) = asked.query(false, self.pool.engine()) else { return Ok(Vec::new()) };
+        let rows: Vec<TotalRow> = query.into_query_as().within_seconds(PAGE_SECONDS_MAX).fetch_all(&self.pool).await?;
+        let mut totals: Vec<UsageTotal> = rows.into_iter().map(UsageTotal::from).collect();
         if asked.by == By::Day {
             for total in &mut totals {
                 total.group = total.group.parse().ok().and_then(day_name).unwrap_or_default();
@@ -181,9 +178,9 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// `None` where nothing can be meant. Sums are cast because Postgres widens them to another type than the column's.
-    fn query(&self, by_day: bool) -> Option<QueryBuilder<Sqlite>> {
+    fn query(&self, by_day: bool, engine: Engine) -> Option<Builder> {
         let span = Span::of(self.filter);
-        let mut query = QueryBuilder::new("SELECT CAST(usage_group AS TEXT) AS group_name");
+        let mut query = Builder::new("SELECT CAST(usage_group AS TEXT) AS group_name");
         if by_day {
             query.push(", usage_day");
         }
@@ -198,7 +195,7 @@ impl Asked<'_> {
         }
         for edge in span.edges {
             query.push(if parts > 0 { " UNION ALL " } else { "" });
-            self.push_edge(&mut query, edge);
+            self.push_edge(&mut query, edge, engine);
             parts += 1;
         }
         query.push(") AS parts");
@@ -214,7 +211,7 @@ impl Asked<'_> {
     }
 
     /// Whole days, from the kept sums: those that tell enough of what is asked for, and no more.
-    fn push_days(&self, query: &mut QueryBuilder<Sqlite>, (from, until): (Option<i64>, Option<i64>)) {
+    fn push_days(&self, query: &mut Builder, (from, until): (Option<i64>, Option<i64>)) {
         let UsageFilter { account_id, key_id, model, .. } = self.filter;
         let has_key = key_id.is_some() || self.by == By::Key;
         let has_model = model.is_some() || matches!(self.by, By::Model | By::Provider);
@@ -248,7 +245,7 @@ impl Asked<'_> {
     }
 
     /// A part of a day, from the requests.
-    fn push_edge(&self, query: &mut QueryBuilder<Sqlite>, (from_ms, until_ms): (i64, i64)) {
+    fn push_edge(&self, query: &mut Builder, (from_ms, until_ms): (i64, i64), engine: Engine) {
         let group = match self.by {
             By::Account => "u.account_id",
             By::Key => "u.key_id",
@@ -261,15 +258,17 @@ impl Asked<'_> {
             query.push(", ").push(of_a_row(sum)).push(" AS ").push(sum);
         }
         let UsageFilter { account_id, key_id, .. } = self.filter;
+        let mut time = "started_at_ms";
         if account_id.is_some() || key_id.is_some() {
             query.push(" FROM usage_series s CROSS JOIN usage_records u WHERE u.series = s.id");
             self.filter.push_names(query, "s.");
         } else {
+            time = time_of_all(engine);
             query.push(" FROM usage_records u WHERE 1 = 1");
             self.filter.push_names(query, "u.");
         }
-        query.push(" AND u.started_at_ms >= ").push_bind(from_ms);
-        query.push(" AND u.started_at_ms < ").push_bind(until_ms);
+        query.push(" AND u.").push(time).push(" >= ").push_bind(from_ms);
+        query.push(" AND u.").push(time).push(" < ").push_bind(until_ms);
     }
 }
 
@@ -316,19 +315,39 @@ impl Span {
     }
 }
 
-struct TotalRow(UsageTotal);
+#[derive(FromRow)]
+struct TotalRow {
+    group_name: String,
+    #[sqlx(try_from = "i64")]
+    requests: u64,
+    #[sqlx(try_from = "i64")]
+    errors: u64,
+    #[sqlx(flatten)]
+    usage: UsageRow,
+    cost_nano_usd: i64,
+    provider_cost_nano_usd: i64,
+    #[sqlx(try_from = "i64")]
+    uncosted: u64,
+}
 
-impl FromRow<'_, SqliteRow> for TotalRow {
-    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
-        Ok(Self(UsageTotal {
-            group: row.try_get("group_name")?,
-            requests: unsigned(row, "requests")?,
-            errors: unsigned(row, "errors")?,
-            usage: usage_of(row)?,
-            cost: NanoUsd(row.try_get("cost_nano_usd")?),
-            provider_cost: NanoUsd(row.try_get("provider_cost_nano_usd")?),
-            uncosted: unsigned(row, "uncosted")?,
-        }))
+#[derive(FromRow)]
+struct DayRow {
+    usage_day: i64,
+    #[sqlx(flatten)]
+    total: TotalRow,
+}
+
+impl From<TotalRow> for UsageTotal {
+    fn from(row: TotalRow) -> Self {
+        Self {
+            group: row.group_name,
+            requests: row.requests,
+            errors: row.errors,
+            usage: row.usage.into(),
+            cost: NanoUsd(row.cost_nano_usd),
+            provider_cost: NanoUsd(row.provider_cost_nano_usd),
+            uncosted: row.uncosted,
+        }
     }
 }
 

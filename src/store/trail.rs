@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::engine::{Connection, query, query_as, query_scalar};
 use super::{Store, StoreError};
 
 /// In whose name something is changed.
@@ -190,11 +191,11 @@ impl Store {
     /// Writes an entry into a change's transaction.
     pub(super) async fn note(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         deed: Deed<'_>,
         now_ms: i64,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "INSERT INTO audit_entries (id, at_ms, actor_kind, actor_name, action, subject_kind, subject_id, \
              before_change, after_change) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
@@ -223,7 +224,7 @@ impl Store {
             Some(_) => select_entries!("subject_id = $1"),
             None => select_entries!("$1 = ''"),
         };
-        let rows: Vec<EntryRow> = sqlx::query_as(sql)
+        let rows: Vec<EntryRow> = query_as(sql)
             .bind(filter.subject_id.as_deref().unwrap_or_default())
             .bind(filter.since_ms.unwrap_or(i64::MIN))
             .bind(after.map_or(i64::MAX, |after| after.at_ms))
@@ -236,10 +237,8 @@ impl Store {
 
     /// Where the entry of that id stands, if there is one.
     pub async fn audit_position(&self, id: &str) -> Result<Option<AuditPosition>, StoreError> {
-        let at_ms: Option<i64> = sqlx::query_scalar("SELECT at_ms FROM audit_entries WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&self.pool)
-            .await?;
+        let at_ms: Option<i64> =
+            query_scalar("SELECT at_ms FROM audit_entries WHERE id = $1").bind(id).fetch_optional(&self.pool).await?;
         Ok(at_ms.map(|at_ms| AuditPosition { at_ms, id: id.to_owned() }))
     }
 }

@@ -3,12 +3,11 @@
 //! Sums are `totals`'.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{FromRow, QueryBuilder, Row, Sqlite};
+use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::engine::{Builder, Engine, PAGE_SECONDS_MAX, query_as, query_scalar};
 use super::{Store, StoreError};
 use crate::relay::meter::{NanoUsd, Usage, UsageRecord};
 
@@ -29,7 +28,7 @@ pub struct UsageFilter {
 
 impl UsageFilter {
     /// Narrows a query down to whom and what the filter names. The columns are those of `table`, which is an alias and a point.
-    pub(super) fn push_names(&self, query: &mut QueryBuilder<Sqlite>, table: &'static str) {
+    pub(super) fn push_names(&self, query: &mut Builder, table: &'static str) {
         let names = [("account_id", &self.account_id), ("key_id", &self.key_id), ("model", &self.model)];
         for (column, name) in names {
             if let Some(name) = name {
@@ -63,9 +62,9 @@ impl UsagePosition {
     }
 }
 
-const SELECT: &str = "SELECT request_id, account_id, key_id, model, provider, status, input_tokens, cache_read_tokens, \
+const COLUMNS: &str = "request_id, account_id, key_id, model, provider, status, input_tokens, cache_read_tokens, \
     cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, \
-    estimated, interrupted, started_at_ms, first_token_ms, total_ms FROM usage_records";
+    estimated, interrupted, started_at_ms, first_token_ms, total_ms";
 
 /// So many requests are looked at, at the most, where each of several series gives its newest.
 const LOOKED_AT_MAX: u32 = 200_000;
@@ -84,12 +83,12 @@ impl Store {
     ) -> Result<Vec<UsageRecord>, StoreError> {
         let until = UsagePosition::before(filter.until_ms.unwrap_or(i64::MAX));
         let page = RecordPage { filter, after: after.map_or(&until, |after| after.min(&until)), limit };
-        let mut query = match self.is_found_by_series(filter, limit).await? {
-            true => page.of_series(),
-            false => page.by_time(),
+        let query = match self.is_found_by_series(filter, limit).await? {
+            true => page.of_series(self.pool.engine()),
+            false => page.by_time(self.pool.engine()),
         };
-        let rows: Vec<RecordRow> = query.build_query_as().fetch_all(&self.pool).await?;
-        Ok(rows.into_iter().map(|RecordRow(record)| record).collect())
+        let rows: Vec<RecordRow> = query.into_query_as().within_seconds(PAGE_SECONDS_MAX).fetch_all(&self.pool).await?;
+        rows.into_iter().map(UsageRecord::try_from).collect()
     }
 
     /// Whether requests are to be looked for in their series. Where those are too many, many requests are meant, and they are found
@@ -101,20 +100,19 @@ impl Store {
         // No more series than requests are asked for can have one on the page.
         let most = if limit.saturating_mul(limit) <= LOOKED_AT_MAX { SERIES_MAX } else { LOOKED_AT_MAX / limit };
         let most = if filter.account_id.is_some() { most } else { most.min(SERIES_OF_ALL_MAX) };
-        let mut query = QueryBuilder::new("SELECT COUNT(*) FROM (SELECT 1 FROM usage_series s WHERE 1 = 1");
+        let mut query = Builder::new("SELECT COUNT(*) FROM (SELECT 1 FROM usage_series s WHERE 1 = 1");
         filter.push_names(&mut query, "s.");
-        query.push(" LIMIT ").push_bind(i64::from(most) + 1).push(") AS some");
-        let found: i64 = query.build_query_scalar().fetch_one(&self.pool).await?;
+        query.push(" LIMIT ").push_bind(i64::from(most) + 1).push(") AS found");
+        let found: i64 = query.into_query_scalar().fetch_one(&self.pool).await?;
         Ok(found <= i64::from(most))
     }
 
     /// Where the request of that id stands, if there is one.
     pub async fn usage_position(&self, request_id: &str) -> Result<Option<UsagePosition>, StoreError> {
-        let started_at_ms: Option<i64> =
-            sqlx::query_scalar("SELECT started_at_ms FROM usage_records WHERE request_id = $1")
-                .bind(request_id)
-                .fetch_optional(&self.pool)
-                .await?;
+        let started_at_ms: Option<i64> = query_scalar("SELECT started_at_ms FROM usage_records WHERE request_id = $1")
+            .bind(request_id)
+            .fetch_optional(&self.pool)
+            .await?;
         Ok(started_at_ms.map(|started_at_ms| UsagePosition { started_at_ms, request_id: request_id.to_owned() }))
     }
 
@@ -122,7 +120,7 @@ impl Store {
     pub async fn keys_last_used(&self, account_id: &str) -> Result<HashMap<String, i64>, StoreError> {
         const SELECT: &str = "SELECT s.key_id, MAX((SELECT MAX(u.started_at_ms) FROM usage_records u \
              WHERE u.series = s.id)) FROM usage_series s WHERE s.account_id = $1 GROUP BY s.key_id";
-        let rows: Vec<(String, Option<i64>)> = sqlx::query_as(SELECT).bind(account_id).fetch_all(&self.pool).await?;
+        let rows: Vec<(String, Option<i64>)> = query_as(SELECT).bind(account_id).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().filter_map(|(key_id, at_ms)| Some((key_id, at_ms?))).collect())
     }
 
@@ -130,7 +128,16 @@ impl Store {
     pub async fn key_last_used(&self, key_id: &str) -> Result<Option<i64>, StoreError> {
         const SELECT: &str = "SELECT MAX((SELECT MAX(u.started_at_ms) FROM usage_records u WHERE u.series = s.id)) \
              FROM usage_series s WHERE s.key_id = $1";
-        Ok(sqlx::query_scalar(SELECT).bind(key_id).fetch_one(&self.pool).await?)
+        Ok(query_scalar(SELECT).bind(key_id).fetch_one(&self.pool).await?)
+    }
+}
+
+/// When a request began, as the index says it that has all requests in the order of time. In Postgres it says it in another way than the
+/// one of series, see the migration.
+pub(super) fn time_of_all(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Sqlite => "started_at_ms",
+        Engine::Postgres => "started_at_ms + 0",
     }
 }
 
@@ -143,27 +150,38 @@ struct RecordPage<'a> {
 
 impl RecordPage<'_> {
     /// By walking back in time, through all requests.
-    fn by_time(&self) -> QueryBuilder<Sqlite> {
-        let mut query = QueryBuilder::new(SELECT);
-        query.push(" WHERE 1 = 1");
+    fn by_time(&self, engine: Engine) -> Builder {
+        let time = time_of_all(engine);
+        let mut query = Builder::new("SELECT ");
+        query.push(COLUMNS).push(" FROM usage_records WHERE 1 = 1");
         self.filter.push_names(&mut query, "");
-        self.push_time(&mut query, "");
-        Self::push_newest(&mut query, "", self.limit);
+        self.push_time(&mut query, "", time);
+        query.push(" ORDER BY ").push(time).push(" DESC, request_id DESC LIMIT ").push_bind(i64::from(self.limit));
         query
     }
 
     /// By taking the series with the newest requests, the newest of each, and the newest of those. Whatever request is on the page,
     /// fewer series than there are rows on it have a newer one.
-    fn of_series(&self) -> QueryBuilder<Sqlite> {
-        let mut query = QueryBuilder::new(SELECT);
+    fn of_series(&self, engine: Engine) -> Builder {
+        match engine {
+            Engine::Sqlite => self.of_series_in_sqlite(),
+            Engine::Postgres => self.of_series_in_postgres(),
+        }
+    }
+
+    fn of_series_in_sqlite(&self) -> Builder {
+        let mut query = Builder::new("SELECT ");
         // Joins are in the order that is written: the series, then of each what the innermost finds.
-        query.push(" WHERE seq IN (SELECT r.seq FROM (SELECT s.id FROM usage_series s CROSS JOIN usage_records r WHERE r.seq IN (");
-        self.push_newest_of_series(&mut query, 1);
+        query
+            .push(COLUMNS)
+            .push(" FROM usage_records WHERE seq IN (SELECT r.seq FROM (SELECT s.id FROM usage_series s ");
+        query.push("CROSS JOIN usage_records r WHERE r.seq IN (");
+        self.push_newest_of_series(&mut query, "i.seq", 1);
         query.push(")");
         self.filter.push_names(&mut query, "s.");
         Self::push_newest(&mut query, "r.", self.limit);
         query.push(") AS s CROSS JOIN usage_records r WHERE r.seq IN (");
-        self.push_newest_of_series(&mut query, self.limit);
+        self.push_newest_of_series(&mut query, "i.seq", self.limit);
         query.push(")");
         Self::push_newest(&mut query, "r.", self.limit);
         query.push(")");
@@ -171,76 +189,121 @@ impl RecordPage<'_> {
         query
     }
 
-    fn push_newest_of_series(&self, query: &mut QueryBuilder<Sqlite>, limit: u32) {
-        query.push("SELECT i.seq FROM usage_records i WHERE i.series = s.id");
-        self.push_time(query, "i.");
+    fn of_series_in_postgres(&self) -> Builder {
+        let mut query = Builder::new("SELECT ");
+        query.push(COLUMNS).push(" FROM (SELECT s.id FROM usage_series s CROSS JOIN LATERAL (");
+        self.push_newest_of_series(&mut query, "i.started_at_ms, i.request_id", 1);
+        query.push(") AS r WHERE 1 = 1");
+        self.filter.push_names(&mut query, "s.");
+        Self::push_newest(&mut query, "r.", self.limit);
+        query.push(") AS s CROSS JOIN LATERAL (");
+        self.push_newest_of_series(&mut query, "i.*", self.limit);
+        query.push(") AS r");
+        Self::push_newest(&mut query, "r.", self.limit);
+        query
+    }
+
+    fn push_newest_of_series(&self, query: &mut Builder, columns: &'static str, limit: u32) {
+        query.push("SELECT ").push(columns).push(" FROM usage_records i WHERE i.series = s.id");
+        self.push_time(query, "i.", "started_at_ms");
         Self::push_newest(query, "i.", limit);
     }
 
-    fn push_time(&self, query: &mut QueryBuilder<Sqlite>, table: &'static str) {
+    fn push_time(&self, query: &mut Builder, table: &'static str, time: &'static str) {
         let after = self.after;
         if let Some(since_ms) = self.filter.since_ms {
-            query.push(" AND ").push(table).push("started_at_ms >= ").push_bind(since_ms);
+            query.push(" AND ").push(table).push(time).push(" >= ").push_bind(since_ms);
         }
-        query.push(" AND ").push(table).push("started_at_ms <= ").push_bind(after.started_at_ms);
+        query.push(" AND ").push(table).push(time).push(" <= ").push_bind(after.started_at_ms);
         query.push(" AND (").push(table).push("started_at_ms, ").push(table).push("request_id) < (");
         query.push_bind(after.started_at_ms).push(", ").push_bind(after.request_id.clone()).push(")");
     }
 
-    fn push_newest(query: &mut QueryBuilder<Sqlite>, table: &'static str, limit: u32) {
+    fn push_newest(query: &mut Builder, table: &'static str, limit: u32) {
         query.push(" ORDER BY ").push(table).push("started_at_ms DESC, ").push(table).push("request_id DESC LIMIT ");
         query.push_bind(i64::from(limit));
     }
 }
 
-struct RecordRow(UsageRecord);
+#[derive(FromRow)]
+struct RecordRow {
+    request_id: String,
+    account_id: String,
+    key_id: String,
+    model: String,
+    provider: String,
+    #[sqlx(try_from = "i64")]
+    status: u16,
+    #[sqlx(flatten)]
+    usage: UsageRow,
+    cost_nano_usd: i64,
+    provider_cost_nano_usd: Option<i64>,
+    estimated: bool,
+    interrupted: bool,
+    started_at_ms: i64,
+    first_token_ms: Option<i64>,
+    total_ms: i64,
+}
 
-impl FromRow<'_, SqliteRow> for RecordRow {
-    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
-        let request_id: String = row.try_get("request_id")?;
-        let text = |column| row.try_get::<String, _>(column).map(Arc::from);
-        Ok(Self(UsageRecord {
-            request_id: Uuid::parse_str(&request_id).map_err(|error| sqlx::Error::Decode(error.into()))?,
-            account_id: text("account_id")?,
-            key_id: text("key_id")?,
-            model: text("model")?,
-            provider: text("provider")?,
-            status: unsigned(row, "status")?,
-            usage: usage_of(row)?,
-            cost: NanoUsd(row.try_get("cost_nano_usd")?),
-            provider_cost: row.try_get::<Option<i64>, _>("provider_cost_nano_usd")?.map(NanoUsd),
-            estimated: row.try_get("estimated")?,
-            interrupted: row.try_get("interrupted")?,
-            started_at_ms: row.try_get("started_at_ms")?,
-            first_token_ms: row.try_get("first_token_ms")?,
-            total_ms: row.try_get("total_ms")?,
-        }))
+/// Tokens by class, as they are stored and summed.
+#[derive(FromRow)]
+pub(super) struct UsageRow {
+    #[sqlx(try_from = "i64")]
+    input_tokens: u64,
+    #[sqlx(try_from = "i64")]
+    cache_read_tokens: u64,
+    #[sqlx(try_from = "i64")]
+    cache_write_5m_tokens: u64,
+    #[sqlx(try_from = "i64")]
+    cache_write_1h_tokens: u64,
+    #[sqlx(try_from = "i64")]
+    output_tokens: u64,
+    #[sqlx(try_from = "i64")]
+    reasoning_tokens: u64,
+}
+
+impl TryFrom<RecordRow> for UsageRecord {
+    type Error = StoreError;
+
+    fn try_from(row: RecordRow) -> Result<Self, StoreError> {
+        let request_id = Uuid::parse_str(&row.request_id).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        Ok(Self {
+            request_id,
+            account_id: row.account_id.into(),
+            key_id: row.key_id.into(),
+            model: row.model.into(),
+            provider: row.provider.into(),
+            status: row.status,
+            usage: row.usage.into(),
+            cost: NanoUsd(row.cost_nano_usd),
+            provider_cost: row.provider_cost_nano_usd.map(NanoUsd),
+            estimated: row.estimated,
+            interrupted: row.interrupted,
+            started_at_ms: row.started_at_ms,
+            first_token_ms: row.first_token_ms,
+            total_ms: row.total_ms,
+        })
     }
 }
 
-pub(super) fn usage_of(row: &SqliteRow) -> sqlx::Result<Usage> {
-    Ok(Usage {
-        input: unsigned(row, "input_tokens")?,
-        cache_read: unsigned(row, "cache_read_tokens")?,
-        cache_write_5m: unsigned(row, "cache_write_5m_tokens")?,
-        cache_write_1h: unsigned(row, "cache_write_1h_tokens")?,
-        output: unsigned(row, "output_tokens")?,
-        reasoning: unsigned(row, "reasoning_tokens")?,
-    })
-}
-
-pub(super) fn unsigned<N: TryFrom<i64>>(row: &SqliteRow, column: &str) -> sqlx::Result<N> {
-    let stored: i64 = row.try_get(column)?;
-    N::try_from(stored).map_err(|_| sqlx::Error::ColumnDecode {
-        index: column.to_owned(),
-        source: format!("{stored} is out of range").into(),
-    })
+impl From<UsageRow> for Usage {
+    fn from(row: UsageRow) -> Self {
+        Self {
+            input: row.input_tokens,
+            cache_read: row.cache_read_tokens,
+            cache_write_5m: row.cache_write_5m_tokens,
+            cache_write_1h: row.cache_write_1h_tokens,
+            output: row.output_tokens,
+            reasoning: row.reasoning_tokens,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::By;
-    use super::super::fixture::{Fixture, record};
+    use super::super::engine::Sql;
+    use super::super::fixture::{Fixture, record, skip_in_postgres, skip_without_postgres};
     use super::*;
 
     #[tokio::test]
@@ -335,9 +398,10 @@ mod tests {
             for after in [Some(newest), eighth].into_iter().flatten() {
                 let page = RecordPage { filter: &filter, after: &after, limit: 9 };
                 let mut pages = Vec::new();
-                for mut query in [page.by_time(), page.of_series()] {
-                    let rows: Vec<RecordRow> = query.build_query_as().fetch_all(&fixture.store.pool).await.unwrap();
-                    pages.push(rows.into_iter().map(|RecordRow(record)| record).collect::<Vec<_>>());
+                let engine = fixture.store.pool.engine();
+                for query in [page.by_time(engine), page.of_series(engine)] {
+                    let rows: Vec<RecordRow> = query.into_query_as().fetch_all(&fixture.store.pool).await.unwrap();
+                    pages.push(rows.into_iter().map(|row| row.try_into().unwrap()).collect::<Vec<UsageRecord>>());
                 }
                 assert_eq!(pages[0], pages[1], "{filter:?} {after:?}");
             }
@@ -346,6 +410,9 @@ mod tests {
 
     #[tokio::test]
     async fn pages_and_last_uses_are_found_by_an_index() {
+        if skip_in_postgres() {
+            return;
+        }
         let fixture = Fixture::with_credit("5").await;
         let all = UsageFilter::default();
         let of_key = UsageFilter { key_id: Some("k".into()), ..all.clone() };
@@ -353,19 +420,51 @@ mod tests {
         let after = UsagePosition::before(9);
         let page = |filter| RecordPage { filter, after: &after, limit: 9 };
         for (query, index) in [
-            (page(&all).by_time(), "usage_records_by_time (started_at_ms<?)"),
-            (page(&of_account).of_series(), "usage_records_by_series (series=? AND started_at_ms<?)"),
-            (page(&of_key).of_series(), "usage_records_by_series (series=? AND started_at_ms<?)"),
+            (page(&all).by_time(Engine::Sqlite), "usage_records_by_time (started_at_ms<?)"),
+            (page(&of_account).of_series(Engine::Sqlite), "usage_records_by_series (series=? AND started_at_ms<?)"),
+            (page(&of_key).of_series(Engine::Sqlite), "usage_records_by_series (series=? AND started_at_ms<?)"),
         ] {
-            let sql = format!("EXPLAIN QUERY PLAN {}", query.sql().as_str());
-            let plan: Vec<(i64, i64, i64, String)> =
-                sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&fixture.store.pool).await.unwrap();
+            let sql = Sql::Built(format!("EXPLAIN QUERY PLAN {}", query.text()));
+            let plan: Vec<(i64, i64, i64, String)> = query_as(sql).fetch_all(&fixture.store.pool).await.unwrap();
             let plan: Vec<String> = plan.into_iter().map(|(.., step)| step).collect();
             assert!(plan.iter().any(|step| step.ends_with(index)), "{plan:#?}");
             assert!(
                 !plan.iter().any(|step| ["SCAN usage_records", "SCAN r", "SCAN i"].contains(&step.as_str())),
                 "{plan:#?}"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn pages_are_found_by_an_index_of_each_month_in_postgres() {
+        if skip_without_postgres().is_none() {
+            return;
+        }
+        let fixture = Fixture::with_credit("5").await;
+        let records: Vec<_> = (0..4_000_i64)
+            .map(|at| UsageRecord {
+                key_id: format!("key_{}", at % 40).into(),
+                started_at_ms: at,
+                ..record(&fixture, 1)
+            })
+            .collect();
+        fixture.store.settle(&records, None).await.unwrap();
+        fixture.store.pool.run("ANALYZE").await.unwrap();
+        let month = "SELECT DISTINCT CAST(CAST(tableoid AS REGCLASS) AS TEXT) FROM usage_records";
+        let month: String = query_scalar(month).fetch_one(&fixture.store.pool).await.unwrap();
+        let all = UsageFilter::default();
+        let of_key = UsageFilter { key_id: Some("key_7".into()), ..all.clone() };
+        let of_account = UsageFilter { account_id: Some(fixture.account_id.clone()), ..all.clone() };
+        let after = UsagePosition::before(3_000);
+        let page = |filter| RecordPage { filter, after: &after, limit: 9 };
+        for (query, index) in [
+            (page(&all).by_time(Engine::Postgres), "expr_idx"),
+            (page(&of_account).of_series(Engine::Postgres), "series_started_at_ms_idx"),
+            (page(&of_key).of_series(Engine::Postgres), "series_started_at_ms_idx"),
+        ] {
+            let plan = query.into_plan_of_postgres().fetch_all(&fixture.store.pool).await.unwrap().join("\n");
+            assert!(plan.contains(&format!("{month}_{index}")), "{plan}");
+            assert!(!plan.contains(&format!("Seq Scan on {month}")), "{plan}");
         }
     }
 

@@ -3,12 +3,15 @@
 //! They are made in batches. Whoever tries many codes that are no voucher's is not heard for a while; one that is used, expired or taken
 //! back was a voucher's, and does not count. Deliberately absent: the codes, of which only digests come here.
 
+use std::sync::LazyLock;
+
 use serde_json::json;
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::account::{self, move_money};
 use super::change::Counter;
+use super::engine::{Connection, Insert, query, query_as};
 use super::trail::{Action, Deed};
 use super::{CreditKind, Credited, Store, StoreError};
 use crate::relay::auth::KeyDigest;
@@ -100,6 +103,8 @@ macro_rules! select_batches {
     };
 }
 
+static INSERT_VOUCHERS: LazyLock<Insert> = LazyLock::new(|| Insert::new("vouchers", &["digest", "batch_id"], ""));
+
 #[derive(FromRow)]
 struct VoucherRow {
     batch_id: String,
@@ -120,7 +125,7 @@ impl Store {
         let mut transaction = self.write().await?;
         let number = Counter::Version.advance(&mut transaction, 1).await?;
         let id = format!("vchb_{}", Uuid::now_v7().simple());
-        sqlx::query(
+        query(
             "INSERT INTO voucher_batches (id, amount_nano_usd, vouchers, note, expires_at_ms, created_at_ms, number) \
              VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
@@ -133,13 +138,11 @@ impl Store {
         .bind(number)
         .execute(&mut *transaction)
         .await?;
-        for code in codes {
-            sqlx::query("INSERT INTO vouchers (digest, batch_id) VALUES ($1, $2)")
-                .bind(code.to_string())
-                .bind(&id)
-                .execute(&mut *transaction)
-                .await?;
-        }
+        let put_in = INSERT_VOUCHERS.run(&mut transaction, codes, |to, code| {
+            to.text(code.to_string())?;
+            to.text(id.clone())
+        });
+        put_in.await?;
         let after = json!({
             "amount_nano_usd": new.amount, "vouchers": codes.len(), "note": new.note, "expires_at_ms": new.expires_at_ms,
         });
@@ -156,7 +159,7 @@ impl Store {
             "WHERE b.number < COALESCE((SELECT number FROM voucher_batches WHERE id = $1), $2) \
              ORDER BY b.number DESC LIMIT $3"
         );
-        let rows: Vec<BatchRow> = sqlx::query_as(PAGE)
+        let rows: Vec<BatchRow> = query_as(PAGE)
             .bind(before.unwrap_or_default())
             .bind(i64::MAX)
             .bind(i64::from(limit))
@@ -167,7 +170,7 @@ impl Store {
 
     /// The batch of that id.
     pub async fn voucher_batch(&self, id: &str) -> Result<VoucherBatch, StoreError> {
-        find(&mut *self.pool.acquire().await?, id).await
+        find(&mut self.pool.acquire().await?, id).await
     }
 
     /// Takes back what was not redeemed of a batch. One that was taken back before stays as it was.
@@ -177,7 +180,7 @@ impl Store {
         if before.revoked_at_ms.is_some() {
             return Ok(before);
         }
-        sqlx::query("UPDATE voucher_batches SET revoked_at_ms = $1 WHERE id = $2")
+        query("UPDATE voucher_batches SET revoked_at_ms = $1 WHERE id = $2")
             .bind(now_ms)
             .bind(id)
             .execute(&mut *transaction)
@@ -222,7 +225,7 @@ impl Store {
         let (credit, balance) =
             move_money(&mut transaction, account_id, CreditKind::Grant, (amount, &note), now_ms).await?;
         // The condition is what makes it one redemption where two meet, whichever database keeps them apart.
-        let used = sqlx::query(
+        let used = query(
             "UPDATE vouchers SET account_id = $1, redeemed_at_ms = $2, seq = $3 \
              WHERE digest = $4 AND redeemed_at_ms IS NULL",
         )
@@ -232,7 +235,7 @@ impl Store {
         .bind(&digest)
         .execute(&mut *transaction)
         .await?;
-        if used.rows_affected() != 1 {
+        if used != 1 {
             return Err(StoreError::VoucherUsed);
         }
         let deed = Deed {
@@ -250,37 +253,36 @@ impl Store {
     }
 }
 
-async fn find(connection: &mut SqliteConnection, id: &str) -> Result<VoucherBatch, StoreError> {
+async fn find(connection: &mut Connection, id: &str) -> Result<VoucherBatch, StoreError> {
     let row: Option<BatchRow> =
-        sqlx::query_as(select_batches!("WHERE b.id = $1")).bind(id).fetch_optional(connection).await?;
+        query_as(select_batches!("WHERE b.id = $1")).bind(id).fetch_optional(connection).await?;
     row.map(VoucherBatch::from).ok_or_else(|| StoreError::UnknownVoucherBatch(id.to_owned()))
 }
 
-async fn voucher(connection: &mut SqliteConnection, digest: &str) -> Result<Option<VoucherRow>, StoreError> {
+async fn voucher(connection: &mut Connection, digest: &str) -> Result<Option<VoucherRow>, StoreError> {
     const SELECT: &str = "SELECT v.batch_id, v.redeemed_at_ms, b.amount_nano_usd, b.expires_at_ms, b.revoked_at_ms \
          FROM vouchers v JOIN voucher_batches b ON b.id = v.batch_id WHERE v.digest = $1";
-    Ok(sqlx::query_as(SELECT).bind(digest).fetch_optional(connection).await?)
+    Ok(query_as(SELECT).bind(digest).fetch_optional(connection).await?)
 }
 
 /// Whether an account's codes are heard.
-async fn heard(connection: &mut SqliteConnection, account_id: &str, now_ms: i64) -> Result<(), StoreError> {
+async fn heard(connection: &mut Connection, account_id: &str, now_ms: i64) -> Result<(), StoreError> {
     const SELECT: &str =
         "SELECT COUNT(*), COALESCE(MIN(at_ms), 0) FROM voucher_misses WHERE account_id = $1 AND at_ms > $2";
     let since_ms = now_ms.saturating_sub(MISSES_WITHIN_MS);
-    let (misses, first_ms): (i64, i64) =
-        sqlx::query_as(SELECT).bind(account_id).bind(since_ms).fetch_one(connection).await?;
+    let (misses, first_ms): (i64, i64) = query_as(SELECT).bind(account_id).bind(since_ms).fetch_one(connection).await?;
     if misses < MISSES_MAX {
         return Ok(());
     }
     Err(StoreError::TooManyVouchers { retry_after_ms: first_ms.saturating_sub(since_ms).max(1) })
 }
 
-async fn missed(connection: &mut SqliteConnection, account_id: &str, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM voucher_misses WHERE at_ms <= $1")
+async fn missed(connection: &mut Connection, account_id: &str, now_ms: i64) -> Result<(), StoreError> {
+    query("DELETE FROM voucher_misses WHERE at_ms <= $1")
         .bind(now_ms.saturating_sub(MISSES_WITHIN_MS))
         .execute(&mut *connection)
         .await?;
-    sqlx::query("INSERT INTO voucher_misses (account_id, at_ms) VALUES ($1, $2)")
+    query("INSERT INTO voucher_misses (account_id, at_ms) VALUES ($1, $2)")
         .bind(account_id)
         .bind(now_ms)
         .execute(connection)

@@ -16,6 +16,7 @@ pub mod manager;
 pub mod nginx;
 pub mod relay;
 pub mod setup;
+pub mod store;
 pub mod stripe;
 pub mod tls;
 pub mod upstream;
@@ -31,6 +32,7 @@ pub use client::{Connection, End, Request, Response};
 pub use manager::Manager;
 pub use relay::{Account, Relay};
 pub use setup::Setup;
+pub use store::Store;
 pub use upstream::{Answer, Received, Upstream};
 
 /// How long anything may take before the test that waits for it fails.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::client::{Request, Response};
-use super::{Reserved, until, within};
+use super::{Reserved, Store, until, within};
 
 /// A running relay, stopped when it is dropped. When the test has failed, it prints what the relay said.
 pub struct Relay {
@@ -25,6 +25,7 @@ pub struct Relay {
     /// A key on plan `open`.
     pub key: String,
     folder: TempDir,
+    store: Store,
     environment: Vec<(String, String)>,
     child: Mutex<Child>,
     /// The process that has taken over from the child, and who has from that.
@@ -68,6 +69,7 @@ impl Relay {
     /// Starts `serve` on a folder with a `tollgate.toml` and waits until it is ready; the error is what it said.
     pub(super) fn start(
         folder: TempDir,
+        store: Store,
         ports: [Reserved; 4],
         environment: &[(String, String)],
     ) -> Result<Self, String> {
@@ -83,6 +85,7 @@ impl Relay {
             account,
             key,
             folder,
+            store,
             environment: environment.to_vec(),
             child: Mutex::new(child),
             successors: Mutex::default(),
@@ -103,6 +106,16 @@ impl Relay {
 
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// What the relay keeps, for who looks or tampers behind its back.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What its processes have in their environment.
+    pub fn environment(&self) -> &[(String, String)] {
+        &self.environment
     }
 
     pub fn config_path(&self) -> PathBuf {

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::relay::Relay;
-use super::{Reserved, Upstream, within};
+use super::{Reserved, Store, Upstream, within};
 
 /// The credential that providers of tests are configured with.
 pub const PROVIDER_KEY: &str = "sk-of-the-provider-0123456789";
@@ -27,7 +27,7 @@ pub struct Setup {
     pub limits: String,
     pub billing: String,
     pub spool: Option<PathBuf>,
-    pub store: Option<PathBuf>,
+    pub store: Option<Store>,
     pub tables: String,
     pub environment: Vec<(String, String)>,
     pub files: Vec<(String, String)>,
@@ -103,10 +103,10 @@ impl Setup {
         self
     }
 
-    /// The store's file, if not in the relay's folder.
+    /// The store, if not one of its own.
     #[must_use]
-    pub fn store(mut self, path: &std::path::Path) -> Self {
-        self.store = Some(path.to_path_buf());
+    pub fn store(mut self, store: Store) -> Self {
+        self.store = Some(store);
         self
     }
 
@@ -155,8 +155,11 @@ impl Setup {
             for (name, text) in &self.files {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            fs::write(folder.path().join("tollgate.toml"), self.toml(&ports, folder.path().to_path_buf())).unwrap();
-            match Relay::start(folder, ports, &self.environment) {
+            let store = self.store.as_ref().map_or_else(|| Store::new(folder.path()), Store::shared);
+            let toml = self.toml(&ports, folder.path(), &store.toml());
+            fs::write(folder.path().join("tollgate.toml"), toml).unwrap();
+            let environment = [&*self.environment, store.environment().as_slice()].concat();
+            match Relay::start(folder, store, ports, &environment) {
                 Ok(relay) => return relay,
                 // Somebody outside of these tests was faster; other ports, then.
                 Err(reason) if reason.contains("in use") => {}
@@ -166,14 +169,12 @@ impl Setup {
         panic!("five times in a row, the ports were in use");
     }
 
-    fn toml(&self, ports: &[Reserved; 4], folder: PathBuf) -> String {
+    fn toml(&self, ports: &[Reserved; 4], folder: &Path, store: &str) -> String {
         let [http, admin, metrics, https] = ports.each_ref().map(|port| port.address);
         let spool = self.spool.clone().unwrap_or_else(|| folder.join("spool.db"));
-        let store = self.store.clone().unwrap_or_else(|| folder.join("tollgate.db"));
-        let store = store.display();
         let mut toml = format!(
             "[listen]\nhttp = \"{http}\"\nadmin = \"{admin}\"\nmetrics = \"{metrics}\"\n{listen}\n\
-             [store]\nurl = \"sqlite://{store}\"\n\n[billing]\nspool = {spool:?}\n{billing}\n\
+             [store]\nurl = {store}\n\n[billing]\nspool = {spool:?}\n{billing}\n\
              [limits]\n{limits}\n\
              [[plan]]\nname = \"open\"\nrequests_per_minute = 100_000\n\n\
              [[plan]]\nname = \"free\"\nrequests_per_minute = 30\n\n{tables}\n",

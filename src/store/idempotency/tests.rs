@@ -2,6 +2,7 @@
 
 use super::super::fixture::Fixture;
 use super::*;
+use crate::store::engine::query_as;
 
 fn place(fixture: &Fixture, key: &str, request: u128) -> KeyPlace {
     let account_id = fixture.account_id.as_str().into();
@@ -34,9 +35,9 @@ async fn answer(store: &Store, place: &KeyPlace, answer: Result<SealedAnswer, Un
 
 /// What is kept for the account by its own count, and by its rows.
 async fn kept(fixture: &Fixture) -> (i64, i64) {
-    let count = "SELECT (SELECT COALESCE(SUM(answer_bytes), 0) FROM idempotency_kept), \
-                 COALESCE(SUM(LENGTH(answer)), 0) FROM idempotency_keys";
-    sqlx::query_as(count).fetch_one(&fixture.store.pool).await.unwrap()
+    let count = "SELECT CAST((SELECT COALESCE(SUM(answer_bytes), 0) FROM idempotency_kept) AS BIGINT), \
+                 CAST(COALESCE(SUM(LENGTH(answer)), 0) AS BIGINT) FROM idempotency_keys";
+    query_as(count).fetch_one(&fixture.store.pool).await.unwrap()
 }
 
 #[tokio::test]

@@ -235,7 +235,7 @@ async fn leases_that_contradict_the_books_are_found() {
         let a = node(&fixture, "a").await;
         take(&fixture, &a, 400).await;
         assert_eq!(fixture.store.audit().await.unwrap(), []);
-        sqlx::raw_sql(sql).execute(&fixture.store.pool).await.unwrap();
+        fixture.store.pool.run(sql).await.unwrap();
         let found = fixture.store.audit().await.unwrap();
         assert_eq!(found.iter().map(|one| one.kind).collect::<Vec<_>>(), [kind], "{sql}");
     }

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{TokenDigest, User, UserRow, session};
+use crate::store::engine::{query, query_as, query_scalar};
 use crate::store::trail::{Action, Deed};
 use crate::store::{Store, StoreError};
 
@@ -75,13 +76,13 @@ impl Store {
         if !super::find(&mut transaction, user_id).await?.active {
             return Err(StoreError::UserSuspended);
         }
-        sqlx::query("DELETE FROM links WHERE (user_id = $1 AND purpose = $2) OR expires_at_ms <= $3")
+        query("DELETE FROM links WHERE (user_id = $1 AND purpose = $2) OR expires_at_ms <= $3")
             .bind(user_id)
             .bind(purpose.name())
             .bind(now_ms)
             .execute(&mut *transaction)
             .await?;
-        sqlx::query(
+        query(
             "INSERT INTO links (digest, purpose, user_id, created_at_ms, expires_at_ms, used_at_ms) \
              VALUES ($1, $2, $3, $4, $5, NULL)",
         )
@@ -105,7 +106,7 @@ impl Store {
 
     /// The link of that token, while it is good. Looking does not use it up.
     pub async fn link(&self, digest: &TokenDigest, now_ms: i64) -> Result<Option<Link>, StoreError> {
-        let row: Option<LinkRow> = sqlx::query_as(
+        let row: Option<LinkRow> = query_as(
             "SELECT u.id, u.email, u.password IS NOT NULL AS has_password, u.role, u.account_id, u.active, \
              u.created_at_ms, l.purpose, l.expires_at_ms FROM links l JOIN users u ON u.id = l.user_id \
              WHERE l.digest = $1 AND l.used_at_ms IS NULL AND l.expires_at_ms > $2 AND u.active",
@@ -131,7 +132,7 @@ impl Store {
         expires_at_ms: i64,
     ) -> Result<bool, StoreError> {
         let mut transaction = self.write().await?;
-        let user_id: Option<String> = sqlx::query_scalar(
+        let user_id: Option<String> = query_scalar(
             "UPDATE links SET used_at_ms = $1 WHERE digest = $2 AND used_at_ms IS NULL AND expires_at_ms > $1 \
              AND (purpose = 'sign_in') = $3 RETURNING user_id",
         )

@@ -1,8 +1,7 @@
 //! Who is signed in.
 
-use sqlx::SqliteConnection;
-
 use super::{TokenDigest, User, UserRow};
+use crate::store::engine::{Connection, query, query_as};
 use crate::store::{Store, StoreError};
 
 /// A browser in which somebody is signed in.
@@ -45,7 +44,7 @@ impl Store {
 
     /// Who is signed in by that session, if its time is not over and they are not suspended.
     pub async fn session(&self, digest: &TokenDigest, now_ms: i64) -> Result<Option<(User, Session)>, StoreError> {
-        let row: Option<SessionRow> = sqlx::query_as(
+        let row: Option<SessionRow> = query_as(
             "SELECT u.id, u.email, u.password IS NOT NULL AS has_password, u.role, u.account_id, u.active, \
              u.created_at_ms, s.created_at_ms AS session_created_at_ms, s.seen_at_ms, s.expires_at_ms \
              FROM sessions s JOIN users u ON u.id = s.user_id \
@@ -60,10 +59,10 @@ impl Store {
         Ok(Some((user.try_into()?, Session { created_at_ms, seen_at_ms, expires_at_ms })))
     }
 
-    /// A session was used.
+    /// A session was used. Of two who tell so at once the later time stays.
     pub async fn touch_session(&self, digest: &TokenDigest, now_ms: i64) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
-        sqlx::query("UPDATE sessions SET seen_at_ms = $1 WHERE digest = $2 AND seen_at_ms < $1")
+        let mut transaction = self.write_row().await?;
+        query("UPDATE sessions SET seen_at_ms = $1 WHERE digest = $2 AND seen_at_ms < $1")
             .bind(now_ms)
             .bind(digest.to_string())
             .execute(&mut *transaction)
@@ -74,19 +73,16 @@ impl Store {
 
     /// Signs out.
     pub async fn end_session(&self, digest: &TokenDigest) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
-        sqlx::query("DELETE FROM sessions WHERE digest = $1")
-            .bind(digest.to_string())
-            .execute(&mut *transaction)
-            .await?;
+        let mut transaction = self.write_row().await?;
+        query("DELETE FROM sessions WHERE digest = $1").bind(digest.to_string()).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(())
     }
 
     /// Signs a person out of every browser, but the one of `kept`.
     pub async fn end_sessions(&self, user_id: &str, kept: Option<&TokenDigest>) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
-        sqlx::query("DELETE FROM sessions WHERE user_id = $1 AND digest <> $2")
+        let mut transaction = self.write_row().await?;
+        query("DELETE FROM sessions WHERE user_id = $1 AND digest <> $2")
             .bind(user_id)
             .bind(kept.map(ToString::to_string).unwrap_or_default())
             .execute(&mut *transaction)
@@ -97,7 +93,7 @@ impl Store {
 
     /// A person's sessions whose time is not over, the latest first.
     pub async fn sessions_of(&self, user_id: &str, now_ms: i64) -> Result<Vec<Session>, StoreError> {
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+        let rows: Vec<(i64, i64, i64)> = query_as(
             "SELECT created_at_ms, seen_at_ms, expires_at_ms FROM sessions \
              WHERE user_id = $1 AND expires_at_ms > $2 ORDER BY created_at_ms DESC",
         )
@@ -112,7 +108,7 @@ impl Store {
 
 /// Writes a session, and forgets those whose time is over.
 pub(super) async fn begin(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     user_id: &str,
     digest: &TokenDigest,
     now_ms: i64,
@@ -122,8 +118,8 @@ pub(super) async fn begin(
     if !user.active {
         return Err(StoreError::UserSuspended);
     }
-    sqlx::query("DELETE FROM sessions WHERE expires_at_ms <= $1").bind(now_ms).execute(&mut *connection).await?;
-    sqlx::query(
+    query("DELETE FROM sessions WHERE expires_at_ms <= $1").bind(now_ms).execute(&mut *connection).await?;
+    query(
         "INSERT INTO sessions (digest, user_id, created_at_ms, seen_at_ms, expires_at_ms) VALUES ($1, $2, $3, $3, $4)",
     )
     .bind(digest.to_string())

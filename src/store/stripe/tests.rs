@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::super::fixture::Fixture;
 use super::*;
 use crate::relay::stripe::Payment;
+use crate::store::engine::query_scalar;
 
 const DAY_MS: i64 = 86_400_000;
 const NOW: i64 = 1_000 * DAY_MS;
@@ -187,10 +188,8 @@ async fn what_is_not_ours_is_noted_and_does_nothing() {
     fixture.tell("evt_4", 1, of_account(&fixture)).await;
     assert_eq!(fixture.tell("evt_5", 1, invoice("none", 0)).await, StripeOutcome::UnknownPrice);
     assert_eq!(fixture.stands_at_stripe().await, ("free".into(), 0, None));
-    let noted: Vec<String> = sqlx::query_scalar("SELECT outcome FROM stripe_events ORDER BY id")
-        .fetch_all(&fixture.store.pool)
-        .await
-        .unwrap();
+    let noted: Vec<String> =
+        query_scalar("SELECT outcome FROM stripe_events ORDER BY id").fetch_all(&fixture.store.pool).await.unwrap();
     assert_eq!(noted, ["unknown_account", "other_currency", "ignored", "taken"]);
     assert_eq!(fixture.tell("evt_5", 1, invoice("pro", 0)).await, StripeOutcome::Taken, "it can be sent again");
 }

@@ -4,6 +4,7 @@ use super::rows::{SubscriptionRow, select_subscriptions};
 use super::step::pay;
 use super::{EndReason, Offer, PaidBy, Subscription, finish, live, save};
 use crate::relay::meter::NanoUsd;
+use crate::store::engine::query_as;
 use crate::store::period::month_of;
 use crate::store::trail::{Action, Deed};
 use crate::store::{Store, StoreError, account};
@@ -24,7 +25,7 @@ pub struct Renewal<'a> {
 impl Store {
     /// At most `limit` subscriptions of which the period, or the time, is over.
     pub async fn subscriptions_due(&self, now_ms: i64, limit: u32) -> Result<Vec<Subscription>, StoreError> {
-        let rows: Vec<SubscriptionRow> = sqlx::query_as(select_subscriptions!(
+        let rows: Vec<SubscriptionRow> = query_as(select_subscriptions!(
             "WHERE ended_at_ms IS NULL AND (ends_at_ms <= $1 \
              OR (period_ends_ms <= $1 AND (paid_by <> 'stripe' OR period_ends_ms <= $2))) \
              ORDER BY period_ends_ms LIMIT $3"

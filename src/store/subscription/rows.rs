@@ -1,11 +1,12 @@
 //! Subscriptions as rows.
 
 use serde_json::Value;
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use super::{EndReason, PaidBy, Period, Subscription};
 use crate::relay::meter::NanoUsd;
 use crate::store::change::Counter;
+use crate::store::engine::{Connection, query, query_as, query_scalar};
 use crate::store::{Store, StoreError, account};
 
 #[derive(FromRow)]
@@ -74,7 +75,7 @@ type PeriodRow = (String, i64, String, i64, i64, i64, Option<i64>);
 impl Store {
     /// The subscription of an account that has not ended, if there is one.
     pub async fn subscription(&self, account_id: &str) -> Result<Option<Subscription>, StoreError> {
-        live(&mut *self.pool.acquire().await?, account_id).await
+        live(&mut self.pool.acquire().await?, account_id).await
     }
 
     /// At most `limit` subscriptions that have not ended, oldest first, from the first or from those after the one of that id, which
@@ -85,21 +86,23 @@ impl Store {
              ORDER BY number LIMIT $2"
         );
         let rows: Vec<SubscriptionRow> =
-            sqlx::query_as(PAGE).bind(after.unwrap_or_default()).bind(i64::from(limit)).fetch_all(&self.pool).await?;
+            query_as(PAGE).bind(after.unwrap_or_default()).bind(i64::from(limit)).fetch_all(&self.pool).await?;
         Ok(rows.into_iter().map(Subscription::from).collect())
     }
 
     /// Whether there is or was a subscription of that id.
     pub async fn knows_subscription(&self, id: &str) -> Result<bool, StoreError> {
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM subscriptions WHERE id = $1").bind(id).fetch_optional(&self.pool).await?;
+        let found: Option<i64> = query_scalar("SELECT CAST(1 AS BIGINT) FROM subscriptions WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await?;
         Ok(found.is_some())
     }
 
     /// At most `limit` subscriptions of an account, those that ended too, newest first.
     pub async fn subscriptions_of(&self, account_id: &str, limit: u32) -> Result<Vec<Subscription>, StoreError> {
         let rows: Vec<SubscriptionRow> =
-            sqlx::query_as(select_subscriptions!("WHERE account_id = $1 ORDER BY number DESC LIMIT $2"))
+            query_as(select_subscriptions!("WHERE account_id = $1 ORDER BY number DESC LIMIT $2"))
                 .bind(account_id)
                 .bind(i64::from(limit))
                 .fetch_all(&self.pool)
@@ -113,7 +116,7 @@ impl Store {
              FROM subscriptions s JOIN subscription_periods p ON p.subscription_id = s.id \
              WHERE s.account_id = $1 ORDER BY s.number DESC, p.period DESC LIMIT $2";
         let rows: Vec<PeriodRow> =
-            sqlx::query_as(SELECT).bind(account_id).bind(i64::from(limit)).fetch_all(&self.pool).await?;
+            query_as(SELECT).bind(account_id).bind(i64::from(limit)).fetch_all(&self.pool).await?;
         let period = |(subscription_id, period, plan, starts_ms, ends_ms, price, seq)| Period {
             subscription_id,
             period,
@@ -129,25 +132,24 @@ impl Store {
 
 /// The subscription of an account that has not ended.
 pub(in crate::store) async fn live(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     account_id: &str,
 ) -> Result<Option<Subscription>, StoreError> {
-    let row: Option<SubscriptionRow> =
-        sqlx::query_as(select_subscriptions!("WHERE account_id = $1 AND ended_at_ms IS NULL"))
-            .bind(account_id)
-            .fetch_optional(connection)
-            .await?;
+    let row: Option<SubscriptionRow> = query_as(select_subscriptions!("WHERE account_id = $1 AND ended_at_ms IS NULL"))
+        .bind(account_id)
+        .fetch_optional(connection)
+        .await?;
     Ok(row.map(Subscription::from))
 }
 
 /// Enters a new subscription with its first period, and puts the account on its plan.
 pub(in crate::store) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     new: &Subscription,
     seq: Option<i64>,
 ) -> Result<(), StoreError> {
     let number = Counter::Version.advance(connection, 1).await?;
-    sqlx::query(
+    query(
         "INSERT INTO subscriptions (id, account_id, plan, paid_by, anchor_ms, period, period_starts_ms, period_ends_ms, \
          period_price_nano_usd, renews, next_plan, ends_at_ms, stripe_subscription, started_at_ms, number) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
@@ -175,11 +177,11 @@ pub(in crate::store) async fn insert(
 
 /// Writes what changed of a subscription. Where its period is another one, that is entered, and the account put on its plan.
 pub(in crate::store) async fn save(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     (before, after): (&Subscription, &Subscription),
     seq: Option<i64>,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE subscriptions SET plan = $1, paid_by = $2, anchor_ms = $3, period = $4, period_starts_ms = $5, \
          period_ends_ms = $6, period_price_nano_usd = $7, renews = $8, next_plan = $9, ends_at_ms = $10 WHERE id = $11",
     )
@@ -203,12 +205,8 @@ pub(in crate::store) async fn save(
     Ok(())
 }
 
-async fn enter_period(
-    connection: &mut SqliteConnection,
-    of: &Subscription,
-    seq: Option<i64>,
-) -> Result<(), StoreError> {
-    sqlx::query(
+async fn enter_period(connection: &mut Connection, of: &Subscription, seq: Option<i64>) -> Result<(), StoreError> {
+    query(
         "INSERT INTO subscription_periods (subscription_id, period, plan, starts_ms, ends_ms, price_nano_usd, seq) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
@@ -226,14 +224,14 @@ async fn enter_period(
 
 /// Ends a subscription, and puts its account on the default plan. Gives what the trail is told.
 pub(in crate::store) async fn finish(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     of: &mut Subscription,
     reason: EndReason,
     (default_plan, now_ms): (&str, i64),
 ) -> Result<Value, StoreError> {
     of.ended_at_ms = Some(now_ms);
     of.end_reason = Some(reason.name().to_owned());
-    sqlx::query("UPDATE subscriptions SET ended_at_ms = $1, end_reason = $2 WHERE id = $3 AND ended_at_ms IS NULL")
+    query("UPDATE subscriptions SET ended_at_ms = $1, end_reason = $2 WHERE id = $3 AND ended_at_ms IS NULL")
         .bind(now_ms)
         .bind(reason.name())
         .bind(&of.id)

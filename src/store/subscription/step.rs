@@ -1,12 +1,12 @@
 //! What people do with a subscription: begin it, change it, end it.
 
 use serde_json::json;
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::{EndReason, PaidBy, Subscription, finish, insert, live, save};
 use crate::relay::meter::{NanoUsd, rfc3339};
 use crate::store::account::{self, move_money};
+use crate::store::engine::Connection;
 use crate::store::trail::{Action, Deed};
 use crate::store::{CreditKind, Store, StoreError};
 
@@ -161,7 +161,7 @@ impl Store {
 
 /// Takes a fee from the account's credit, where credit pays. Gives the number of its entry.
 pub(super) async fn pay(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     subscription: &Subscription,
     fee: NanoUsd,
     now_ms: i64,
