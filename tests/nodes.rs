@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::setup::{MODEL, PROVIDER_MODEL};
 use support::upstream::usage;
-use support::{Account, Answer, Connection, Gate, Received, Relay, Request, Response, Setup, Upstream, until, within};
+use support::{
+    Account, Answer, Connection, End, Gate, Received, Relay, Request, Response, Setup, Upstream, until, within,
+};
 
 /// What a token of [`MODEL`] costs, in nano-USD.
 const INPUT: i64 = 1_000;
@@ -319,4 +321,42 @@ fn a_node_that_leases_nothing_does_not_sell_beside_those_that_do() {
     let told = String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr).into_owned();
     assert!(status.is_some_and(|status| !status.success()), "{told}");
     assert!(told.contains("lease credit of this store"), "{told}");
+}
+
+/// Asks and reads the answer as far as it comes; whether all of it did, and it was one.
+fn is_answered(relay: &Relay, key: &str) -> bool {
+    let Some(mut connection) = Request::chat(&hello()).key(key).try_begin(relay.http) else { return false };
+    let Some(head) = connection.try_head() else { return false };
+    assert!([200, 402].contains(&head.status), "{}", head.status);
+    let (_, end) = connection.rest();
+    head.status == 200 && end == End::Clean
+}
+
+#[test]
+fn a_node_that_is_killed_in_the_midst_of_a_storm_overdraws_nothing() {
+    let held = hold();
+    let gate = Gate::new();
+    let upstream = greedy_behind(&gate, held);
+    let fleet = Fleet::start(&upstream);
+    let (account, key) = fleet.account(10, held);
+    let answered: usize = thread::scope(|scope| {
+        let ask = |place: usize| is_answered(&fleet.nodes[place % 3], &key);
+        let clients: Vec<_> = (0..120).map(|place| scope.spawn(move || ask(place))).collect();
+        upstream.wait_for(5);
+        fleet.nodes[1].signal("KILL");
+        fleet.nodes[1].wait_for_end();
+        gate.open();
+        clients.into_iter().map(|client| usize::from(client.join().unwrap())).sum()
+    });
+    assert!(answered <= 10, "{answered}");
+    let mut sold = answered;
+    until("the dead node's credit to be sold by the others", || {
+        sold += usize::from(is_answered(&fleet.nodes[0], &key));
+        (sold >= 10).then_some(())
+    });
+    fleet.nodes[1].restart();
+    until("the bills", || (fleet.balance(&account) == 0).then_some(()));
+    assert!(!is_answered(&fleet.nodes[1], &key), "there is no more");
+    fleet.audits_well();
+    assert_eq!((sold, fleet.balance(&account)), (10, 0));
 }

@@ -162,7 +162,8 @@ async fn take(
     }
     let lease = Lease { amount: NanoUsd(own.saturating_add(granted).min(balance.max(0))), seq };
     let free = NanoUsd(free.saturating_sub(granted));
-    Ok(LeaseAnswer { account_id: ask.account_id.clone(), lease, free, wanted })
+    let is_short = granted < ask.need.0;
+    Ok(LeaseAnswer { account_id: ask.account_id.clone(), lease, free, is_short, wanted })
 }
 
 /// Asks all nodes to give back what they have of the account and do not need.

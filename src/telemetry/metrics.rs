@@ -339,6 +339,9 @@ impl Metrics {
     /// Series whose labels are known beforehand: a counter that appears with its first event has no increase to alert on.
     fn begin_at_zero(&self) {
         Cause::ALL.iter().for_each(|cause| self.refusals.with_label_values(&[cause.code()]).inc_by(0));
+        ["granted", "short", "failed"]
+            .iter()
+            .for_each(|outcome| self.lease_takes.with_label_values(&[outcome]).inc_by(0));
         ["ok", "refused"].iter().for_each(|outcome| self.config_reloads.with_label_values(&[outcome]).inc_by(0));
         let decisions = &self.shared_windows_decisions;
         ["redis", "local"].iter().for_each(|source| decisions.with_label_values(&[source]).inc_by(0));

@@ -187,7 +187,8 @@ impl Books {
             self.leases.wants.insert(ask.account_id.clone(), seq);
         }
         let lease = Lease { amount: NanoUsd((had + granted).min(balance.max(0))), seq };
-        LeaseAnswer { account_id: ask.account_id.clone(), lease, free: NanoUsd(free - granted), wanted }
+        let (free, is_short) = (NanoUsd(free - granted), granted < ask.need.0);
+        LeaseAnswer { account_id: ask.account_id.clone(), lease, free, is_short, wanted }
     }
 
     fn return_leases(&mut self, term: &NodeTerm, returns: &[LeaseReturn]) -> Vec<LeaseReturned> {

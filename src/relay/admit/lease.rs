@@ -239,8 +239,9 @@ impl LeaseBook {
             if entry.purse.is_low() && !entry.is_waited_for() {
                 entry.low_rests_until_us = now_us + LOW_REST_US;
             }
-            if entry.is_covered() {
-                entry.since = None;
+            if !answer.is_short {
+                // Somebody who came meanwhile may be faster than those that it was asked for: they wait on, and it is asked again.
+                (entry.since, entry.again_us) = (None, now_us);
                 self.counts.takes += 1;
             } else {
                 self.counts.short += 1;
@@ -365,10 +366,6 @@ impl Entry {
     /// What all who wait would have.
     fn wanted_here(&self) -> i64 {
         self.undecided().fold(0, |sum, (_, most)| sum.saturating_add(most.0))
-    }
-
-    fn is_covered(&self) -> bool {
-        self.purse.available().0 >= self.wanted_here()
     }
 
     fn ask(&self, account_id: &str, is_draining: bool, now_us: u64) -> Option<LeaseAsk> {

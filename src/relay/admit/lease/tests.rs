@@ -44,7 +44,8 @@ impl Fixture {
         (self.free, self.lease, self.seq) = (self.free - granted, self.lease + granted, self.seq + 1);
         let lease = Lease { amount: NanoUsd(self.lease), seq: self.seq };
         let wanted = (granted < ask.need.0 && self.elsewhere > 0).then(|| ask.since.unwrap_or(self.seq));
-        let answer = LeaseAnswer { account_id: A.into(), lease, free: NanoUsd(self.free), wanted };
+        let (free, is_short) = (NanoUsd(self.free), granted < ask.need.0);
+        let answer = LeaseAnswer { account_id: A.into(), lease, free, is_short, wanted };
         self.book.answered(vec![answer], self.now_us);
     }
 
@@ -77,6 +78,22 @@ fn many_who_wait_are_one_question_for_all_of_them() {
     assert_eq!(fixture.purse.available(), NanoUsd(90), "and some beyond");
     assert!(numbers.iter().all(|number| fixture.verdict(*number, 10) == LeaseVerdict::Ready));
     assert_eq!(fixture.verdict(late, 10), LeaseVerdict::Ready);
+}
+
+#[test]
+fn who_comes_while_it_is_asked_and_is_faster_does_not_have_others_refused() {
+    let mut fixture = Fixture::with(35);
+    let first = fixture.join(10);
+    let ask = fixture.ask().unwrap();
+    let second = fixture.join(10);
+    fixture.answer(&ask);
+    assert_eq!((fixture.lease, fixture.verdict(second, 10)), (10, LeaseVerdict::Ready));
+    let hold = fixture.hold(10);
+    fixture.book.leave(A, second);
+    assert_eq!(fixture.verdict(first, 10), LeaseVerdict::Wait);
+    assert!(fixture.step());
+    assert_eq!(fixture.verdict(first, 10), LeaseVerdict::Ready);
+    drop(hold);
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub struct LeaseAnswer {
     pub lease: Lease,
     /// What nobody has leased.
     pub free: NanoUsd,
+    /// Less was given than was needed.
+    pub is_short: bool,
     /// Too little was free, and other nodes may give some back: the want's number, to ask again with.
     pub wanted: Option<i64>,
 }
