@@ -226,7 +226,7 @@ async fn operators_see_the_nodes_and_drain_them() {
 #[tokio::test]
 async fn leases_that_contradict_the_books_are_found() {
     for (sql, kind) in [
-        ("UPDATE leases SET amount_nano_usd = 1_001", DifferenceKind::Overleased),
+        ("UPDATE leases SET amount_nano_usd = 1001", DifferenceKind::Overleased),
         ("UPDATE leases SET amount_nano_usd = -1", DifferenceKind::LeaseNegative),
         ("UPDATE nodes SET epoch = 7", DifferenceKind::LeaseOrphan),
         ("DELETE FROM nodes", DifferenceKind::LeaseOrphan),
