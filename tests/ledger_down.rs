@@ -56,6 +56,7 @@ impl Ledger for Remote {
             account_id: record.account_id.clone(),
             balance: NanoUsd(BALANCE - COST * count),
             balance_seq: count,
+            lease: None,
             key_id: record.key_id.clone(),
             spent: NanoUsd(COST * count),
             spent_seq: count,

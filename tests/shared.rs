@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::setup::MODEL;
 use support::tls::Authority;
-use support::{Connection, Gate, Lag, Redis, Relay, Request, Response, Setup, Upstream, until, within};
+use support::{Connection, Gate, Lag, Redis, Relay, Request, Response, Setup, Store, Upstream, until, within};
 use tempfile::TempDir;
 
 /// How long requests wait for Redis where a test is about what it decides, on a machine that has other things to do.
@@ -27,16 +27,17 @@ const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// Nodes with a store in common.
 struct Nodes {
     relays: Vec<Relay>,
+    _store: Store,
     _folder: TempDir,
 }
 
 impl Nodes {
     fn start(count: usize, upstream: &Upstream, redis: &str, wait_ms: u64) -> Self {
         let folder = TempDir::with_prefix("tollgate-nodes-").unwrap();
-        let store = folder.path().join("tollgate.db");
+        let store = Store::new(folder.path());
         let shared = format!("[shared]\nredis = \"{redis}\"\nwait_milliseconds_max = {wait_ms}\n");
-        let relays: Vec<_> = (0..count).map(|_| Setup::new(upstream).store(&store).table(&shared).start()).collect();
-        let nodes = Self { relays, _folder: folder };
+        let start = |_| Setup::new(upstream).store(store.shared()).table(&shared).start();
+        let nodes = Self { relays: (0..count).map(start).collect(), _store: store, _folder: folder };
         nodes.until_asked();
         for relay in &nodes.relays {
             until("all nodes to be seen", || {
@@ -344,11 +345,12 @@ fn what_gemini_signed_at_one_node_is_known_at_another() {
         redis.url(),
         upstream.address
     );
+    let store = Store::new(folder.path());
     let start = || {
-        let setup = Setup::bare().store(&folder.path().join("tollgate.db")).table(&table);
+        let setup = Setup::bare().store(store.shared()).table(&table);
         setup.model(MODEL, &[("gemini", 0)]).start()
     };
-    let nodes = Nodes { relays: vec![start(), start()], _folder: TempDir::new().unwrap() };
+    let nodes = Nodes { relays: vec![start(), start()], _store: store, _folder: folder };
     nodes.until_asked();
     let [one, two] = &nodes.relays[..] else { panic!("two") };
     let mut body = hello();

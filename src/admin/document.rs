@@ -9,7 +9,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::relay::meter::{TokensDocument, UsageDocument, UsageRecord, rfc3339};
-use crate::store::{Account, AuditEntry, By, Credit, Key, UsageTotal, User};
+use crate::store::{Account, AuditEntry, By, Credit, Key, Node, UsageTotal, User};
 
 /// A customer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -71,6 +71,61 @@ impl CreditDocument {
             amount_nano_usd: credit.amount.0,
             note: credit.note,
             created_at: rfc3339(credit.created_at_ms),
+        }
+    }
+}
+
+/// A node that sells from the store.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Node)]
+pub struct NodeDocument {
+    /// `node_…`.
+    id: String,
+    /// For people; need not be unique.
+    name: String,
+    /// The program's.
+    version: String,
+    /// `live`, `draining` (it is to get no more requests) or `gone`.
+    #[schema(value_type = String)]
+    status: &'static str,
+    draining: bool,
+    /// Rises when its leases are taken back.
+    epoch: i64,
+    #[schema(format = DateTime)]
+    started_at: String,
+    /// When it last renewed its leases.
+    #[schema(format = DateTime)]
+    seen_at: String,
+    /// Until when they are its own.
+    #[schema(format = DateTime)]
+    expires_at: String,
+    /// What it may still spend, of all accounts.
+    leased_nano_usd: i64,
+}
+
+impl NodeDocument {
+    /// A node as it is at that time.
+    pub fn new(node: &Node, now_ms: i64) -> Self {
+        Self {
+            id: node.id.clone(),
+            name: node.name.clone(),
+            version: node.version.clone(),
+            status: Self::status(node, now_ms),
+            draining: node.draining,
+            epoch: node.epoch,
+            started_at: rfc3339(node.started_at_ms),
+            seen_at: rfc3339(node.seen_at_ms),
+            expires_at: rfc3339(node.expires_at_ms),
+            leased_nano_usd: node.leased.0,
+        }
+    }
+
+    /// In one word.
+    pub fn status(node: &Node, now_ms: i64) -> &'static str {
+        match node.draining {
+            _ if node.expires_at_ms <= now_ms => "gone",
+            true => "draining",
+            false => "live",
         }
     }
 }

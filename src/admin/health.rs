@@ -8,6 +8,8 @@ use utoipa::ToSchema;
 pub struct Readiness {
     /// The store answered when it was last asked.
     pub store_reachable: bool,
+    /// It has not for so long that keys cannot be relied on any more.
+    pub store_lost: bool,
     /// Why the last reload of the configuration was refused, a line each; empty when it was taken.
     pub config_mistakes: Vec<String>,
     /// Records can be taken.
@@ -32,9 +34,10 @@ pub struct Behind {
 }
 
 impl Readiness {
-    /// A refused reload takes nothing away: the old configuration serves, and the document says so.
+    /// A refused reload takes nothing away: the old configuration serves, and the document says so. Nor does a store that is away for
+    /// a while: what is known of keys is good still, and what is sold waits in the spool.
     pub(super) fn takes_traffic(&self) -> bool {
-        self.store_reachable && self.billing_open && !self.draining
+        !self.store_lost && self.billing_open && !self.draining
     }
 }
 
@@ -51,7 +54,7 @@ pub(super) struct HealthDocument {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Readiness)]
 pub(super) struct ReadinessDocument {
-    /// `ok`, `degraded` (the last reload was refused), or `not ready`.
+    /// `ok`, `degraded` (the last reload was refused, or the store is away), or `not ready`.
     #[schema(value_type = String)]
     status: &'static str,
     /// `ok` or `unreachable`.
@@ -76,7 +79,7 @@ impl From<Readiness> for ReadinessDocument {
         let config_valid = readiness.config_mistakes.is_empty();
         let status = match readiness.takes_traffic() {
             false => "not ready",
-            true if config_valid => "ok",
+            true if config_valid && readiness.store_reachable => "ok",
             true => "degraded",
         };
         let billing = match (readiness.billing_open, readiness.billing_failed) {
@@ -104,6 +107,7 @@ mod tests {
 
     const WELL: Readiness = Readiness {
         store_reachable: true,
+        store_lost: false,
         config_mistakes: Vec::new(),
         billing_open: true,
         billing_failed: false,
@@ -120,7 +124,13 @@ mod tests {
         assert!(WELL.takes_traffic());
         assert!(!Readiness { draining: true, ..WELL }.takes_traffic());
         assert!(!Readiness { billing_open: false, ..WELL }.takes_traffic());
-        assert!(!Readiness { store_reachable: false, ..WELL }.takes_traffic());
+        assert!(!Readiness { store_reachable: false, store_lost: true, ..WELL }.takes_traffic());
+        let away = Readiness { store_reachable: false, ..WELL };
+        assert!(away.takes_traffic());
+        assert_eq!(
+            (&document(away.clone())["status"], &document(away)["store"]),
+            (&json!("degraded"), &json!("unreachable"))
+        );
         assert_eq!(document(Readiness { draining: true, ..WELL })["status"], "not ready");
     }
 

@@ -16,8 +16,8 @@ pub mod stripe;
 pub mod value;
 
 pub use document::{
-    AccountDocument, AuditDocument, CreatedKeyDocument, CreditDocument, KeyDocument, LinkDocument, RequestDocument,
-    UsageTotalDocument, UserDocument,
+    AccountDocument, AuditDocument, CreatedKeyDocument, CreditDocument, KeyDocument, LinkDocument, NodeDocument,
+    RequestDocument, UsageTotalDocument, UserDocument,
 };
 pub use health::{Behind, Readiness};
 pub use operation::{KeyError, UnknownPlan, create_key, require_plan};

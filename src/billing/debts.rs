@@ -28,7 +28,8 @@ impl Debts {
     pub(super) fn settled(&mut self, records: &[UsageRecord], settled: &[Settled]) {
         for (record, settled) in records.iter().zip(settled) {
             if let Some(account) = self.accounts.take(&record.account_id) {
-                account.settled(record.cost, settled.balance, settled.balance_seq);
+                let credit = settled.credit();
+                account.settled(record.cost, credit.amount, credit.seq);
             }
             if let Some(spending) = self.keys.take(&record.key_id) {
                 spending.settled(record.cost, settled.spent, settled.spent_seq);

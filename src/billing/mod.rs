@@ -62,8 +62,8 @@ pub use self::recorder::{
 };
 use self::sink::{AnySink, Sink, Times};
 pub use self::sink::{SinkOpenError, SinkPlace, SinkState, SinkTarget};
-pub use self::spool::SpoolError;
 use self::spool::{Adopted, SpoolFile, SpoolReader};
+pub use self::spool::{SpoolError, known_node_id, node_id};
 pub use self::state::BillingState;
 use self::worker::Books;
 pub use self::worker::Worker;

@@ -13,6 +13,13 @@
 //!   process holds or owes is not sold again;
 //! - in the end the spool is empty.
 //!
+//! In one of [`NODES_EVERY`] seeds several nodes, each with a spool of its own, lease the credit that they sell. They die and stay away,
+//! do not hear what became of what they asked, and forget to renew their leases until others take them back. Then also:
+//!
+//! - what all nodes would sell is there, and no balance is below zero by more than that and what was taken back from nodes past their
+//!   time, which they may have sold;
+//! - in the end every lease has ended.
+//!
 //! `TOLLGATE_SEEDS=100000 cargo test --lib billing::simulation` runs so many seeds in place of [`SEEDS`], `TOLLGATE_SEED=7` that one.
 //! A seed that fails is printed with all that happened in it.
 //!
@@ -23,11 +30,15 @@ mod chance;
 #[cfg(test)]
 mod disk;
 #[cfg(test)]
+mod leases;
+#[cfg(test)]
 mod ledger;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
 mod run;
+#[cfg(test)]
+mod tenant;
 #[cfg(test)]
 mod world;
 
@@ -47,6 +58,9 @@ const SEEDS: u64 = 1_000;
 /// One of so many has the real store.
 const REAL_EVERY: u64 = 50;
 
+/// One of so many has several nodes.
+const NODES_EVERY: u64 = 4;
+
 /// How many run at a time.
 const THREADS: usize = 2;
 
@@ -57,7 +71,10 @@ fn runtime() -> Runtime {
 /// Runs a seed; says what happened, and whether that was well.
 fn run(seed: u64, runtime: &Runtime) -> (Vec<String>, bool) {
     let log = Log::default();
-    let run = || Simulation::new(seed, Arc::clone(&log), runtime, seed.is_multiple_of(REAL_EVERY)).run();
+    let run = || {
+        let mut simulation = Simulation::new(seed, Arc::clone(&log), runtime, seed.is_multiple_of(REAL_EVERY));
+        if seed % NODES_EVERY == NODES_EVERY / 2 { simulation.run_nodes() } else { simulation.run() }
+    };
     let is_well = std::panic::catch_unwind(AssertUnwindSafe(run)).is_ok();
     let lines = std::mem::take(&mut *log.lock().unwrap());
     (lines, is_well)

@@ -188,7 +188,7 @@ impl BillingState {
     }
 
     /// Whether there are rows of other processes.
-    pub(super) fn others(&self) -> bool {
+    pub fn others(&self) -> bool {
         self.others.load(Ordering::Relaxed)
     }
 

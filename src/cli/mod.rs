@@ -7,6 +7,7 @@ mod audit;
 mod audit_log;
 mod check;
 mod key;
+mod node;
 mod output;
 mod plan;
 mod process;
@@ -59,6 +60,8 @@ enum Command {
     Account(account::Account),
     /// API keys
     Key(key::Key),
+    /// The nodes that sell from one store
+    Node(node::Node),
     /// The plans of the configuration, and what they cost
     Plan(plan::Plan),
     /// Accounts' plans by the month
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(&common),
         Command::Account(command) => command.run(&common),
         Command::Key(command) => command.run(&common),
+        Command::Node(command) => command.run(&common),
         Command::Plan(command) => command.run(&common),
         Command::Subscription(command) => command.run(&common),
         Command::Voucher(command) => command.run(&common),

@@ -10,8 +10,9 @@ use super::payment::{self, Payment};
 use super::plan::{self, PlanRow};
 use super::provider::{self, ProviderRow};
 use super::reader::{Reading, Source, Table, Value};
-use super::snapshot::{BillingConfig, DashboardConfig, Limits, Listen, SharedConfig, StoreConfig, TracesConfig};
-use super::{dashboard, listen, settings, shared, telemetry};
+use super::shared::{self, SharedConfig};
+use super::snapshot::{BillingConfig, DashboardConfig, Limits, Listen, StoreConfig, TracesConfig};
+use super::{dashboard, listen, settings, telemetry};
 use crate::relay::route::Secret;
 
 /// How deep files may include files.
@@ -30,12 +31,12 @@ pub(super) struct Row<T> {
 pub(super) struct Draft {
     pub(super) listen: Single<Listen>,
     pub(super) store: Single<StoreConfig>,
+    pub(super) shared: Single<SharedConfig>,
     pub(super) billing: Single<BillingConfig>,
     pub(super) limits: Single<Limits>,
     pub(super) admin: Single<Secret>,
     pub(super) dashboard: Single<DashboardConfig>,
     pub(super) telemetry: Single<Option<TracesConfig>>,
-    pub(super) shared: Single<SharedConfig>,
     pub(super) payment: Single<Payment>,
     pub(super) plans: Vec<Row<PlanRow>>,
     pub(super) providers: Vec<Row<ProviderRow>>,

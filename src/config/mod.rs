@@ -42,9 +42,10 @@ use reader::Reading;
 
 pub use live::{Live, Reloaded, watch};
 pub use mistake::Mistake;
+pub use shared::{RedisConfig, SharedConfig};
 pub use snapshot::{
-    BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SharedConfig, SinkConfig, SinkTarget,
-    Snapshot, StoreConfig, StripeConfig, TracesConfig,
+    BillingConfig, DashboardConfig, Durability, Https, Limits, Listen, Share, SinkConfig, SinkTarget, Snapshot,
+    StoreConfig, StripeConfig, TracesConfig,
 };
 
 /// Which of the providers that are written down must be usable.
@@ -99,12 +100,12 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
     let mut draft = Draft::read(path, &reading);
     check_across_tables(&draft, path, &reading.mistakes);
     let listen = std::mem::take(&mut draft.listen).into_content().unwrap_or_default();
+    let shared = std::mem::take(&mut draft.shared).into_content();
     let store = std::mem::take(&mut draft.store).into_content().unwrap_or_default();
     let billing = std::mem::take(&mut draft.billing).into_content().unwrap_or_default();
     let limits = std::mem::take(&mut draft.limits).into_content().unwrap_or_default();
     let admin_token = std::mem::take(&mut draft.admin).into_content();
     let dashboard = std::mem::take(&mut draft.dashboard).into_content().unwrap_or_default();
-    let shared = std::mem::take(&mut draft.shared).into_content();
     let traces = std::mem::take(&mut draft.telemetry).into_content().flatten();
     let payment = std::mem::take(&mut draft.payment).into_content().unwrap_or_default();
     let (catalogue, mut left_out) = resolve::catalogue(draft, providers, &reading.mistakes);
@@ -119,11 +120,11 @@ fn read(path: &Path, providers: Providers, environment: &dyn Fn(&str) -> Option<
         version: 1,
         listen,
         store,
+        shared,
         billing,
         limits,
         admin_token,
         dashboard,
-        shared,
         traces,
         stripe: payment.stripe,
         catalogue,

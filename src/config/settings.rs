@@ -12,11 +12,15 @@ pub(super) const SECONDS_MAX: u64 = 86_400;
 
 pub(super) fn store(value: &Value<'_>) -> Option<StoreConfig> {
     let table = value.table()?;
+    let mut store = StoreConfig::default();
     let url = table.optional("url").map(|url| store_url(&url));
+    if let Some(seconds) = table.optional("grace_seconds_max").and_then(|value| value.number(1..=SECONDS_MAX)) {
+        store.grace_max = Duration::from_secs(seconds);
+    }
     table.finish();
     match url {
-        Some(url) => Some(StoreConfig { url: url? }),
-        None => Some(StoreConfig::default()),
+        Some(url) => Some(StoreConfig { url: url?, ..store }),
+        None => Some(store),
     }
 }
 

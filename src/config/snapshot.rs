@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustls::sign::CertifiedKey;
 
+use super::shared::SharedConfig;
 use crate::relay::meter::NanoUsd;
 use crate::relay::route::{Catalogue, Secret};
 use crate::relay::webhook::SigningKey;
@@ -21,6 +22,8 @@ pub struct Snapshot {
     pub listen: Listen,
     /// Where accounts, keys, ledger and usage are kept. Opened once, at the start.
     pub store: StoreConfig,
+    /// What several nodes have in common, where there are several. Begun once, at the start.
+    pub shared: Option<SharedConfig>,
     /// How finished requests become ledger entries. Opened once, at the start.
     pub billing: BillingConfig,
     /// What one client, and all of them, may ask of the process.
@@ -29,8 +32,6 @@ pub struct Snapshot {
     pub admin_token: Option<Secret>,
     /// How people reach the dashboard, and on what terms they come in.
     pub dashboard: DashboardConfig,
-    /// Where nodes meet, if there are several. Begun once, at the start.
-    pub shared: Option<SharedConfig>,
     /// Where traces go, if there are to be any. Begun once, at the start.
     pub traces: Option<TracesConfig>,
     /// How customers pay by Stripe, if they may.
@@ -42,6 +43,13 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// How credit is leased, where the node is one of several: where `[shared]` stands, or the store is a server's.
+    pub fn leasing(&self) -> Option<SharedConfig> {
+        let is_server = self.store.url.starts_with("postgres");
+        let shared = self.shared.clone().or_else(|| is_server.then(SharedConfig::default));
+        shared.filter(|shared| shared.leases)
+    }
+
     /// Which settings differ from those of `running` but are only taken up when the process starts.
     pub(super) fn needs_restart_after(&self, running: &Snapshot) -> Vec<&'static str> {
         let (new, old) = (&self.listen, &running.listen);
@@ -54,13 +62,13 @@ impl Snapshot {
             ("listen.admin", new.admin != old.admin),
             ("listen.metrics", new.metrics != old.metrics),
             ("store", self.store != running.store),
+            ("shared", self.shared != running.shared),
             // HTTP/2's is the listener's; HTTP/1.1 takes the new one up at once.
             ("limits.keep_alive_seconds_max over HTTP/2", self.limits.keep_alive_max != running.limits.keep_alive_max),
             (
                 "billing",
                 BillingConfig { drain_max: running.billing.drain_max, ..self.billing.clone() } != running.billing,
             ),
-            ("shared", self.shared != running.shared),
             ("telemetry", self.traces != running.traces),
         ]
         .into_iter()
@@ -160,6 +168,8 @@ pub struct StoreConfig {
     /// `sqlite://relative/to/the/working/directory`, `sqlite:///absolute` or `postgres://user:password@host:port/database`. It may hold a
     /// password.
     pub url: String,
+    /// How long keys that are known are good while the store cannot be asked about them.
+    pub grace_max: Duration,
 }
 
 impl fmt::Debug for StoreConfig {
@@ -172,7 +182,7 @@ impl fmt::Debug for StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { url: "sqlite://data/tollgate.db".to_owned() }
+        Self { url: "sqlite://data/tollgate.db".to_owned(), grace_max: Duration::from_secs(300) }
     }
 }
 
@@ -254,23 +264,6 @@ pub enum SinkTarget {
         /// How many full files are kept; 0 keeps all.
         files_max: u32,
     },
-}
-
-/// `[shared]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SharedConfig {
-    /// `redis://` or `rediss://`, with a host and without user and password.
-    pub redis: Box<str>,
-    /// Who logs in there.
-    pub username: Option<Box<str>>,
-    /// By what.
-    pub password: Option<Secret>,
-    /// What this node is called, where it is not by its host and port.
-    pub node: Option<Box<str>>,
-    /// How many nodes there are at least.
-    pub nodes: u32,
-    /// How long a request waits for Redis.
-    pub wait_max: Duration,
 }
 
 /// `[telemetry.traces]`.

@@ -36,11 +36,13 @@ impl Process for Here {
         let mistakes = shared.live.refused();
         Readiness {
             store_reachable: shared.keyring.is_store_reachable(),
+            store_lost: !shared.keyring.is_trusted(),
             config_mistakes: mistakes.iter().flat_map(|mistakes| mistakes.iter()).map(ToString::to_string).collect(),
-            billing_open: shared.recorder.is_open(),
+            billing_open: shared.recorder.is_open()
+                && shared.leases.as_ref().is_none_or(|leases| leases.are_current(shared.clock.now_us())),
             billing_failed: shared.recorder.state().failed(),
             billing_behind: shared.billing_behind(),
-            draining: shared.stage.is_leaving(),
+            draining: shared.stage.is_leaving() || shared.leases.as_ref().is_some_and(|leases| leases.is_draining()),
         }
     }
 

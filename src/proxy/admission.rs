@@ -13,14 +13,19 @@ use super::body::{self, BodyLimits};
 use super::exchange::{Admitted, Caller, Dispatch, Exchange, Step};
 use super::failed_logins::Failed;
 use super::idempotency::{self, Looked};
+use super::leases::Leases;
 use super::{Shared, answer, head, replay};
 use crate::billing::{Opening, Ticket};
-use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, WindowView, check_credit};
+use crate::relay::admit::{Bounds, Estimate, Hold, KeyLimits, LeaseVerdict, WindowView, check_credit, no_credit};
 use crate::relay::auth::{ApiKey, KeyEntry};
 use crate::relay::dialect::{self, openai::ChatRequest};
+use crate::relay::meter::NanoUsd;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{Course, Model, Target};
 use crate::shared::{Slot, Verdict, Windows};
+
+/// How long a request tries to have credit that others take before it does.
+const LEASE_WAIT_MAX_US: u64 = 4_000_000;
 
 /// What has become of a request.
 pub(super) enum Received {
@@ -107,9 +112,12 @@ async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -
             if shared.failed_logins.is_flooding(Failed::Key, address, most) && !shared.keyring.knows(&key) {
                 return Err(too_many_failures());
             }
+            if !shared.keyring.is_trusted() {
+                return Err(unchecked());
+            }
             shared.keyring.lookup(&key).await.map_err(|error| {
                 tracing::error!(%error, "a key could not be looked up");
-                Refusal::new(Cause::InternalError, "The key could not be checked. Try again.").retry_after_ms(1000)
+                unchecked()
             })?
         }
         None => return Err(refuse_login(shared, Failed::Form, address, most)),
@@ -123,6 +131,11 @@ async fn authenticate(shared: &Shared, session: &Session, exchange: &Exchange) -
     let limits = limits_of(exchange, &entry)?;
     let window = entry.limiter.view(&limits, exchange.arrival.at_us);
     Ok(Caller { entry, record, window })
+}
+
+/// The store cannot be asked about the key, or has not been for so long that what is known of it may not be so any more.
+fn unchecked() -> Refusal {
+    Refusal::new(Cause::StoreUnavailable, "The key cannot be checked at the moment.").retry_after_ms(1000)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -172,6 +185,11 @@ async fn chat(shared: &Shared, session: &mut Session, exchange: &mut Exchange) -
     if let (Step::Authenticated(caller), None) = (&exchange.step, &key) {
         // Before the body is taken, which may be large: nothing that it says will change this.
         check_credit(&caller.entry.account, &caller.entry.spending, caller.record.budget)?;
+        if let Some(leases) = &shared.leases
+            && leases.is_exhausted(&caller.record.account_id, &caller.entry.account)
+        {
+            return Err(no_credit());
+        }
     }
     let limits = &exchange.arrival.snapshot.limits;
     let body_limits = BodyLimits {
@@ -238,10 +256,18 @@ fn ticket(
     caller: &Caller,
     request: &mut ChatRequest,
     model: &Model,
+    of_account: OfAccount,
 ) -> Result<Ticket, Refusal> {
     let entry = &caller.entry;
+    if shared.leases.as_ref().is_some_and(|leases| !leases.are_current(exchange.arrival.clock.now_us())) {
+        return Err(unbilled());
+    }
     let estimate = Estimate::new(&model.price, &bounds(request, model));
-    let hold = Hold::take(&entry.account, &entry.spending, caller.record.budget, estimate.least(), estimate.most())?;
+    let take = match of_account {
+        OfAccount::All => Hold::take_whole,
+        OfAccount::Rest => Hold::take,
+    };
+    let hold = take(&entry.account, &entry.spending, caller.record.budget, estimate.least(), estimate.most())?;
     if let Some(tokens) = estimate.lowered(hold.amount()) {
         request.limit_output(tokens);
     }
@@ -272,9 +298,23 @@ fn bounds(request: &ChatRequest, model: &Model) -> Bounds {
     }
 }
 
+/// What is held where an account has less than the request may come to cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OfAccount {
+    /// Nothing, for more may be leased.
+    All,
+    /// What there is, and the answer is to be shorter.
+    Rest,
+}
+
 /// By what the node's own windows admit a request.
 struct Terms {
+    /// Of the key.
+    whole: KeyLimits,
+    /// What the node's own windows keep to.
     limits: KeyLimits,
+    /// The tokens that the request takes of them.
+    reserved: u64,
     /// What other nodes count already, and the windows of all of them, where they were asked.
     shared: Option<(Slot, Option<WindowView>)>,
 }
@@ -298,14 +338,15 @@ async fn ask_all_nodes(
     windows: &Arc<Windows>,
     caller: &Caller,
     request_id: Uuid,
-    limits: &KeyLimits,
+    limits: KeyLimits,
     reserved: u64,
 ) -> Result<Terms, (Refusal, WindowView)> {
-    match windows.admit(&caller.record.digest, request_id, limits, reserved).await {
+    let terms = |own, slot, view| Terms { whole: limits, limits: own, reserved, shared: Some((slot, view)) };
+    match windows.admit(&caller.record.digest, request_id, &limits, reserved).await {
         // What is admitted there is only counted here.
-        Verdict::Admitted(slot, view) => Ok(Terms { limits: limits.counting(), shared: Some((slot, Some(view))) }),
+        Verdict::Admitted(slot, view) => Ok(terms(limits.counting(), slot, Some(view))),
         Verdict::Refused(refusal, view) => Err((refusal, view)),
-        Verdict::Here(slot, share) => Ok(Terms { limits: share, shared: Some((slot, None)) }),
+        Verdict::Here(slot, share) => Ok(terms(share, slot, None)),
     }
 }
 
@@ -317,13 +358,13 @@ async fn admit(
     model: Arc<Model>,
     request: &mut ChatRequest,
 ) -> Result<Admitted, Refusal> {
-    let key_limits = limits_of(exchange, &caller.entry)?;
+    let limits = limits_of(exchange, &caller.entry)?;
     let reserved = reservation(request, &model);
     let terms = match &shared.windows {
-        None => Terms { limits: key_limits, shared: None },
+        None => Terms { whole: limits, limits, reserved, shared: None },
         Some(windows) => {
             let request_id = exchange.arrival.request_id;
-            match ask_all_nodes(windows, &caller, request_id, &key_limits, reserved).await {
+            match ask_all_nodes(windows, &caller, request_id, limits, reserved).await {
                 Ok(terms) => terms,
                 Err((refusal, window)) => {
                     exchange.step = Step::Authenticated(Caller { window, ..caller });
@@ -332,22 +373,80 @@ async fn admit(
             }
         }
     };
+    let admitted = match &shared.leases {
+        None => admit_once(shared, exchange, caller, model, request, &terms, OfAccount::Rest),
+        Some(leases) => admit_leasing(shared, leases, exchange, caller, model, request, &terms).await,
+    };
+    let slot = terms.shared.map(|(mut slot, _)| {
+        if admitted.is_ok() {
+            slot.hold();
+        }
+        slot
+    });
+    admitted.map(|admitted| Admitted { slot, ..admitted })
+}
+
+/// As [`admit_once`], where nodes lease credit: it is first tried to have enough for all of the answer that is asked for; only when that
+/// cannot be had the answer is to be shorter, or the request is refused.
+async fn admit_leasing(
+    shared: &Shared,
+    leases: &Leases,
+    exchange: &mut Exchange,
+    caller: Caller,
+    model: Arc<Model>,
+    request: &mut ChatRequest,
+    terms: &Terms,
+) -> Result<Admitted, Refusal> {
+    let (account_id, entry) = (caller.record.account_id.clone(), Arc::clone(&caller.entry));
+    let began_us = exchange.arrival.clock.now_us();
+    while exchange.arrival.clock.now_us().saturating_sub(began_us) < LEASE_WAIT_MAX_US {
+        let admitted = admit_once(shared, exchange, caller.clone(), Arc::clone(&model), request, terms, OfAccount::All);
+        match admitted {
+            Err(refusal) if refusal.cause == Cause::InsufficientCredits => {}
+            admitted => {
+                leases.used(&account_id, &entry.account);
+                return admitted;
+            }
+        }
+        let estimate = Estimate::new(&model.price, &bounds(request, &model));
+        let left = caller.record.budget.map(|budget| NanoUsd(budget.0.saturating_sub(entry.spending.spent().0)));
+        let most = estimate.most().min(left.unwrap_or(estimate.most())).max(estimate.least());
+        match leases.cover(&account_id, &entry.account, estimate.least(), most).await {
+            // Or it was ready; of many who waited others may be faster.
+            LeaseVerdict::Ready => tokio::task::yield_now().await,
+            LeaseVerdict::Nothing => break,
+            LeaseVerdict::Wait | LeaseVerdict::Away => {
+                let admitted = admit_once(shared, exchange, caller, model, request, terms, OfAccount::Rest);
+                // Nobody knows what the account has.
+                let is_short = |refusal: &Refusal| refusal.cause == Cause::InsufficientCredits;
+                return admitted.map_err(|refusal| if is_short(&refusal) { unbilled() } else { refusal });
+            }
+        }
+    }
+    admit_once(shared, exchange, caller, model, request, terms, OfAccount::Rest)
+}
+
+fn admit_once(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    caller: Caller,
+    model: Arc<Model>,
+    request: &mut ChatRequest,
+    terms: &Terms,
+    of_account: OfAccount,
+) -> Result<Admitted, Refusal> {
     let now_us = exchange.arrival.clock.now_us();
-    let open = || ticket(shared, exchange, &caller, request, &model);
-    let (permit, ticket) = match caller.entry.limiter.admit_with(&terms.limits, reserved, now_us, open) {
+    let open = || ticket(shared, exchange, &caller, request, &model, of_account);
+    let (permit, ticket) = match caller.entry.limiter.admit_with(&terms.limits, terms.reserved, now_us, open) {
         Ok(admitted) => admitted,
         Err(refusal) => {
             let window = terms.window_without(caller.entry.limiter.view(&terms.limits, now_us));
             exchange.step = Step::Authenticated(Caller { window, ..caller });
-            return Err(for_now(refusal, &key_limits, reserved));
+            return Err(for_now(refusal, &terms.whole, terms.reserved));
         }
     };
     let caller = Caller { window: terms.window(*permit.view()), ..caller };
-    let slot = terms.shared.map(|(mut slot, _)| {
-        slot.hold();
-        slot
-    });
-    Ok(Admitted { caller, model, permit, slot, ticket: Some(ticket), claim: None })
+    Ok(Admitted { caller, model, permit, slot: None, ticket: Some(ticket), claim: None })
 }
 
 /// What a node's share is too small for may still fit the whole limit, once all nodes can be asked again.

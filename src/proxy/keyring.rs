@@ -3,15 +3,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::MissedTickBehavior;
 
+use super::clock::{Clock, micros};
+use super::leases::Leases;
 use crate::billing::Elsewhere;
 use crate::relay::admit::{HoldGauge, TakenLimits};
 use crate::relay::auth::{Amount, ApiKey, KeyCache, KeyCacheCounts, KeyDigest, KeyEntry};
+use crate::relay::meter::NanoUsd;
 use crate::store::{Balance, Store, StoreError};
 
 /// How often the store is asked what has changed: twice within the two seconds after which a change must hold.
@@ -23,6 +26,13 @@ pub(super) struct Keyring {
     store: Store,
     /// What accounts hold and owe in other processes.
     elsewhere: Elsewhere,
+    /// What accounts have here, where this is one node of several.
+    leases: Option<Arc<Leases>>,
+    clock: Clock,
+    /// How long keys that are known are good while the store cannot be asked about them.
+    grace: Duration,
+    /// When the store last said what has changed.
+    heard_us: AtomicU64,
     /// Where the store stood when the cache was empty.
     began: Seen,
     /// Where it stood when its changes were last taken over. Locked while they are.
@@ -38,16 +48,24 @@ struct Seen {
 }
 
 impl Keyring {
-    /// Begins with an empty cache.
+    /// Begins with an empty cache. Keys that are known are good for `grace` after the store last answered.
     ///
     /// # Errors
     /// The store could not be asked.
-    pub(super) async fn open(store: Store, elsewhere: Elsewhere) -> Result<Self, StoreError> {
+    pub(super) async fn open(
+        store: Store,
+        elsewhere: Elsewhere,
+        leases: Option<Arc<Leases>>,
+        (clock, grace): (Clock, Duration),
+    ) -> Result<Self, StoreError> {
         let (version, seq) = (store.changes_since(i64::MAX).await?.version, store.balances_since(i64::MAX).await?.seq);
         let began = Seen { version, seq };
         let store_reachable = AtomicBool::new(true);
-        let (cache, seen) = (KeyCache::default(), Mutex::new(began));
-        let keyring = Self { cache, store, elsewhere, began, seen, store_reachable };
+        let cache = if leases.is_some() { KeyCache::leased() } else { KeyCache::default() };
+        let (seen, heard_us) = (Mutex::new(began), AtomicU64::new(clock.now_us()));
+        let keyring = Self { cache, store, elsewhere, leases, clock, grace, heard_us, began, seen, store_reachable };
+        // What a process before this one had leased.
+        keyring.hear_of_leases(0).await?;
         // Before the first request is admitted: what a dead process left is owed still.
         keyring.catch_up().await?;
         Ok(keyring)
@@ -107,6 +125,11 @@ impl Keyring {
         self.store_reachable.load(Ordering::Relaxed)
     }
 
+    /// Whether what is known of keys can still be relied on.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.clock.now_us().saturating_sub(self.heard_us.load(Ordering::Relaxed)) < micros(self.grace)
+    }
+
     /// Takes the store's changes over, for ever.
     pub(super) async fn follow(self: Arc<Self>) {
         let mut turns = tokio::time::interval(ASK_EVERY);
@@ -127,7 +150,21 @@ impl Keyring {
     /// The store could not be asked.
     pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
         let mut seen = self.seen.lock().await;
+        let asked_us = self.clock.now_us();
         *seen = self.take_over(*seen).await?;
+        self.heard_us.store(asked_us, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn hear_of_leases(&self, seq: i64) -> Result<(), StoreError> {
+        let Some(leases) = &self.leases else { return Ok(()) };
+        let news = self.store.leases_since(leases.node_id(), seq).await?;
+        let mut leased = Vec::new();
+        for (account_id, lease) in news.leases {
+            let purse = self.cache.refresh_lease(&account_id, lease);
+            leased.extend(purse.filter(|_| lease.amount > NanoUsd(0)).map(|purse| (account_id, purse)));
+        }
+        leases.hear(&leased, &news.wanted, seq);
         Ok(())
     }
 
@@ -138,6 +175,7 @@ impl Keyring {
         self.cache.refresh(&changes.keys).await;
         let balances = self.store.balances_since(seen.seq).await?;
         self.cache.refresh_amounts(&amounts(balances.accounts), &amounts(balances.keys));
+        self.hear_of_leases(seen.seq).await?;
         match elsewhere {
             Ok(elsewhere) => self.cache.refresh_elsewhere(elsewhere),
             Err(error) => tracing::warn!(%error, "what accounts owe in other processes cannot be read from the spool"),
@@ -154,7 +192,6 @@ fn amounts(balances: Vec<Balance>) -> Vec<Amount> {
 mod tests {
     use super::*;
     use crate::billing::{self, Durability, SpoolPlace};
-    use crate::relay::meter::NanoUsd;
     use crate::store::{KeyTerms, NewKey};
 
     struct Fixture {
@@ -176,7 +213,13 @@ mod tests {
                 sinks: Vec::new(),
             };
             let (recorder, _) = billing::open(&place, store.clone()).await.unwrap();
-            let keyring = Keyring::open(store.clone(), recorder.elsewhere().clone()).await.unwrap();
+            let keyring = Keyring::open(
+                store.clone(),
+                recorder.elsewhere().clone(),
+                None,
+                (Clock::start(), Duration::from_secs(300)),
+            );
+            let keyring = keyring.await.unwrap();
             Self { keyring, store, account_id, _folder: folder }
         }
 

@@ -9,10 +9,11 @@ use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
 use super::Shared;
+use super::leases::LeaseState;
 use crate::billing::SinkState;
 use crate::relay::refusal::{Cause, Refusal};
 use crate::relay::route::{ProviderHealth, Standing};
-use crate::telemetry::{Observed, ObservedProvider, ObservedSink, ObservedWindows};
+use crate::telemetry::{Observed, ObservedLeases, ObservedProvider, ObservedSink, ObservedWindows};
 
 /// `listen.metrics`.
 pub(super) struct MetricsListener(pub(super) Arc<Shared>);
@@ -40,6 +41,7 @@ impl Shared {
         let holds = self.keyring.holds();
         let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         Observed {
+            leases: self.leases.as_ref().map(|leases| observed_leases(&leases.state())),
             holds_active: holds.active(),
             held_nano_usd: holds.held().0,
             requests_in_flight: self.requests_in_flight.count() as u64,
@@ -110,6 +112,18 @@ impl Shared {
 impl Shared {
     pub(super) fn seconds_since(&self, unix_ms: i64) -> u64 {
         u64::try_from(self.clock.unix_ms().saturating_sub(unix_ms) / 1000).unwrap_or(0)
+    }
+}
+
+fn observed_leases(state: &LeaseState) -> ObservedLeases {
+    let counts = state.counts;
+    ObservedLeases {
+        leased_nano_usd: state.leased.0,
+        takes: [("granted", counts.takes), ("short", counts.short), ("failed", counts.failed)],
+        returns: counts.returns,
+        waits: counts.waits,
+        epoch: state.epoch,
+        seconds_left: state.seconds_left,
     }
 }
 

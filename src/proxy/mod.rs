@@ -22,6 +22,7 @@ mod head;
 mod idempotency;
 mod in_flight;
 mod keyring;
+mod leases;
 mod link;
 mod listeners;
 mod machines;
@@ -58,6 +59,7 @@ use self::failed_logins::FailedLogins;
 use self::idempotency::Idempotency;
 use self::in_flight::InFlight;
 use self::keyring::Keyring;
+use self::leases::Leases;
 use self::memory::Memory;
 use self::resolve::Resolver;
 use self::stage::Stage;
@@ -82,6 +84,8 @@ pub struct Shared {
     config_status: Mutex<ConfigStatus>,
     store: Store,
     keyring: Arc<Keyring>,
+    /// The credit that this node may sell, where it is one of several.
+    leases: Option<Arc<Leases>>,
     /// What keys have taken at all nodes; `None` where there is one node.
     windows: Option<Arc<Windows>>,
     recorder: Recorder,

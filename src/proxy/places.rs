@@ -42,15 +42,19 @@ pub(super) fn traces_place(config: config::TracesConfig) -> TracesPlace {
 
 /// Without a name of its own a node is called by its host and the port of its client API: so two of one machine differ, and a process
 /// that takes over from another is the same node.
-pub(super) fn shared_place(config: config::SharedConfig, listen: &config::Listen) -> shared::Place {
+pub(super) fn shared_place(
+    redis: config::RedisConfig,
+    node: Option<Box<str>>,
+    listen: &config::Listen,
+) -> shared::Place {
     let port = listen.http.or(listen.https.as_ref().map(|https| https.address)).map_or(0, |address| address.port());
-    let by_host = || format!("{}:{port}", rustix::system::uname().nodename().to_string_lossy()).into();
+    let by_host = || format!("{}:{port}", super::leases::host_name()).into();
     shared::Place {
-        url: config.redis,
-        username: config.username,
-        password: config.password,
-        node: config.node.unwrap_or_else(by_host),
-        nodes_min: config.nodes,
-        wait_max: config.wait_max,
+        url: redis.url,
+        username: redis.username,
+        password: redis.password,
+        node: node.unwrap_or_else(by_host),
+        nodes_min: redis.nodes,
+        wait_max: redis.wait_max,
     }
 }

@@ -59,6 +59,9 @@ pub enum ServeError {
     /// The spool, a sink or the store cannot be opened.
     #[error("{0}")]
     Billing(String),
+    /// Other nodes lease the credit that this one would sell.
+    #[error("other nodes ({0}) lease credit of this store; add [shared] to this node's configuration, or end them")]
+    OneOfSeveral(String),
     /// The spool failed while the relay ran. What it holds settles at the next start.
     #[error("the spool failed, so the relay ended; start it again to find out what was kept")]
     SpoolFailed,
@@ -103,6 +106,7 @@ pub fn serve(
     } else {
         leave = place.and_then(|place| offer(&shared, &sockets, &notifier, runtime, place));
         shared.stage.open();
+        shared.leases.iter().for_each(|leases| leases.take_charge());
         notifier.set_silent(false);
         notifier.ready();
         started();

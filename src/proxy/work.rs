@@ -16,6 +16,7 @@ use super::handover::{Launcher, Upgrade, watch_for_upgrades};
 use super::idempotency::Idempotency;
 use super::in_flight::InFlight;
 use super::keyring::Keyring;
+use super::leases::{self, Leases};
 use super::notify::Notifier;
 use super::places::{shared_place, spool_place, traces_place};
 use super::resolve::Resolver;
@@ -24,12 +25,12 @@ use super::stage::Stage;
 use super::{Shared, memory, recollection, settle};
 use crate::admin::api::ConfigStatus;
 use crate::admin::sale;
-use crate::billing;
+use crate::billing::{self, BillingState};
 use crate::config::{self, Live, Mistake, Reloaded};
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::relay::route::RetryBudget;
 use crate::shared::{Keeper, Windows};
-use crate::store::{Difference, Store};
+use crate::store::{Difference, NodeName, Store};
 use crate::telemetry::{AccessLog, Metrics, TraceWriter, Traces, Writer};
 
 /// How often the ledger is audited for `tollgate_ledger_drift_nano_usd`.
@@ -40,7 +41,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(60);
 
 /// All of it, at work.
 pub(super) struct Work {
-    background: [JoinHandle<()>; 6],
+    background: Vec<JoinHandle<()>>,
+    leases: Option<Arc<Leases>>,
+    state: Arc<BillingState>,
     desk: Ending,
     /// What keeps the windows that nodes share.
     keeper: Option<Ending>,
@@ -71,16 +74,22 @@ impl Work {
         let (access_log, log_writer) = AccessLog::start().map_err(|error| process(&error))?;
         let metrics = Arc::new(Metrics::new().map_err(|error| process(&error))?);
         let (traces, trace_writer) = start_traces(&live.load())?;
+        let clock = Clock::start();
+        let leases = runtime.block_on(begin_leases(&live.load(), &store, clock))?;
+        let store = match &leases {
+            Some(leases) => store.leasing(Arc::clone(leases.node_id())),
+            None => store,
+        };
         let (windows, keeper) = share_windows(&live.load(), &metrics)?.unzip();
         let signatures = recollection::memory(windows.as_ref());
         let (recorder, worker) = runtime
             .block_on(billing::open(&spool_place(&live.load().billing), store.clone()))
             .map_err(|error| ServeError::Billing(error.to_string()))?;
+        let times = (clock, live.load().store.grace_max);
         let keyring = runtime
-            .block_on(Keyring::open(store.clone(), recorder.elsewhere().clone()))
+            .block_on(Keyring::open(store.clone(), recorder.elsewhere().clone(), leases.clone(), times))
             .map_err(|error| ServeError::Billing(format!("the store cannot be read: {error}")))?;
         let keyring = Arc::new(keyring);
-        let clock = Clock::start();
         let (idempotency, desk) = Idempotency::new(store.clone(), clock);
         let shared = Arc::new(Shared {
             clock,
@@ -88,6 +97,7 @@ impl Work {
             config_status: Mutex::new(ConfigStatus { loaded_at_ms: clock.unix_ms(), ..ConfigStatus::default() }),
             store: store.clone(),
             keyring: Arc::clone(&keyring),
+            leases: leases.clone(),
             windows,
             recorder,
             idempotency,
@@ -106,7 +116,8 @@ impl Work {
         });
         let observe = observer(&metrics, &shared.access_log, traces);
         let (reloading, reloaded) = (notifier.clone(), reloaded(Arc::clone(&shared), notifier.clone()));
-        let background = [
+        let state = Arc::clone(shared.recorder.state());
+        let mut background = vec![
             runtime.spawn(async move { keyring.follow().await }),
             runtime.spawn(memory::watch(Arc::clone(&shared.memory), Arc::clone(&live))),
             runtime.spawn(config::watch(live, move || reloading.reloading(), reloaded)),
@@ -114,10 +125,11 @@ impl Work {
             runtime.spawn(renew(store, Arc::clone(&shared))),
             runtime.spawn(watch_for_upgrades(Launcher::new(upgrade), Arc::clone(&shared))),
         ];
+        background.extend(leases.clone().map(|leases| runtime.spawn(leases.run())));
         let billing = Ending::begin(runtime, |told| worker.run(told, observe));
         let desk = Ending::begin(runtime, |told| desk.run(told));
         let keeper = keeper.map(|keeper| Ending::begin(runtime, |told| keeper.run(told)));
-        Ok((shared, Self { background, desk, keeper, billing, trace_writer, log_writer }))
+        Ok((shared, Self { background, leases, state, desk, keeper, billing, trace_writer, log_writer }))
     }
 
     /// Brings everything that was recorded into the ledger and the sinks, or at least into the spool; and then the log.
@@ -133,6 +145,9 @@ impl Work {
         }
         if !self.billing.end(runtime) {
             tracing::error!("billing broke off; what it had not settled is in the spool and settles at the next start");
+        }
+        if let Some(leases) = self.leases {
+            runtime.block_on(leases.end(self.state.spooled() == 0 && !self.state.failed() && !self.state.others()));
         }
         if let Some(writer) = self.trace_writer {
             writer.end();
@@ -160,6 +175,30 @@ impl Ending {
     }
 }
 
+/// Joins the nodes that sell from the store, where the configuration says that there are several.
+async fn begin_leases(
+    snapshot: &config::Snapshot,
+    store: &Store,
+    clock: Clock,
+) -> Result<Option<Arc<Leases>>, ServeError> {
+    let failed = |error: &dyn std::fmt::Display| ServeError::Billing(error.to_string());
+    let spool = &snapshot.billing.spool;
+    let Some(shared) = snapshot.leasing() else {
+        let id = billing::known_node_id(spool).map_err(|error| failed(&error))?.unwrap_or_default();
+        let now_ms = store.clock_ms().await.map_err(|error| failed(&error))?;
+        let others = store.other_nodes(&id, now_ms).await.map_err(|error| failed(&error))?;
+        return match others.is_empty() {
+            true => Ok(None),
+            false => Err(ServeError::OneOfSeveral(others.join(", "))),
+        };
+    };
+    let id = billing::node_id(spool).map_err(|error| failed(&error))?;
+    let name = shared.node.map_or_else(leases::host_name, String::from);
+    let node = NodeName { id, name, version: env!("CARGO_PKG_VERSION").to_owned() };
+    let begun = Leases::begin(store.clone(), node, shared.lease, clock).await;
+    begun.map(Some).map_err(|error| failed(&format!("the node cannot lease credit: {error}")))
+}
+
 /// The windows that nodes share, where there are several.
 #[expect(clippy::float_arithmetic, reason = "series are floats")]
 fn share_windows(
@@ -167,9 +206,10 @@ fn share_windows(
     metrics: &Arc<Metrics>,
 ) -> Result<Option<(Arc<Windows>, Keeper)>, ServeError> {
     let Some(config) = snapshot.shared.clone() else { return Ok(None) };
+    let Some(redis) = config.redis else { return Ok(None) };
     let metrics = Arc::clone(metrics);
     let observe = move |us: u64| metrics.shared_windows_seconds.observe(us as f64 / 1e6);
-    let windows = Windows::new(shared_place(config, &snapshot.listen), observe);
+    let windows = Windows::new(shared_place(redis, config.node, &snapshot.listen), observe);
     windows.map(Some).map_err(|error| ServeError::Process(error.to_string()))
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::change::Counter;
 use super::engine::{Connection, query, query_as};
 use super::trail::{Action, Deed};
-use super::{Store, StoreError, subscription};
+use super::{Store, StoreError, lease, subscription};
 use crate::relay::meter::NanoUsd;
 
 /// A customer.
@@ -396,8 +396,9 @@ pub(super) async fn set_balance(
         .bind(balance.0)
         .bind(seq)
         .bind(id)
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    lease::want_where_overdone(connection, id, seq).await?;
     Ok(())
 }
 

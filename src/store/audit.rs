@@ -51,6 +51,13 @@ pub enum DifferenceKind {
     VoucherMissing,
     /// Batches of a relay's spool never came; what they held is not known.
     SpoolGap,
+    /// Nodes have leased more of an account than its balance. That may be for a moment, where a correction, a hold that was too small or
+    /// the spool of a dead node has just taken from the balance; requests that run may hold it for as long as they do.
+    Overleased,
+    /// A node has leased less than nothing.
+    LeaseNegative,
+    /// A lease is of a node that is not there, or was made in another of its epochs.
+    LeaseOrphan,
     /// A request is in the ledger, and in the spool it runs still and holds credit.
     HoldSettled,
     /// A request that runs has a row in the spool that cannot be read.
@@ -73,6 +80,9 @@ impl DifferenceKind {
             DifferenceKind::FeeMissing => "fee_missing",
             DifferenceKind::VoucherMissing => "voucher_missing",
             DifferenceKind::SpoolGap => "spool_gap",
+            DifferenceKind::Overleased => "overleased",
+            DifferenceKind::LeaseNegative => "lease_negative",
+            DifferenceKind::LeaseOrphan => "lease_orphan",
             DifferenceKind::HoldSettled => "hold_settled",
             DifferenceKind::HoldUnreadable => "hold_unreadable",
         }
@@ -149,6 +159,24 @@ const CHECKS: &[(DifferenceKind, &str)] = &[
         DifferenceKind::SpoolGap,
         "SELECT writer || '/' || CAST(first AS TEXT) || '-' || CAST(last AS TEXT), CAST(NULL AS BIGINT), \
          CAST(NULL AS BIGINT) FROM spool_gaps ORDER BY writer, first",
+    ),
+    (
+        DifferenceKind::Overleased,
+        "SELECT l.account_id, l.leased, COALESCE(a.balance_nano_usd, 0) FROM \
+         (SELECT account_id, CAST(SUM(amount_nano_usd) AS BIGINT) AS leased FROM leases GROUP BY account_id) AS l \
+         LEFT JOIN accounts a ON a.id = l.account_id \
+         WHERE l.leased > 0 AND l.leased > COALESCE(a.balance_nano_usd, 0) ORDER BY l.account_id",
+    ),
+    (
+        DifferenceKind::LeaseNegative,
+        "SELECT account_id || ' at ' || node_id, amount_nano_usd, CAST(NULL AS BIGINT) FROM leases \
+         WHERE amount_nano_usd < 0 ORDER BY account_id, node_id",
+    ),
+    (
+        DifferenceKind::LeaseOrphan,
+        "SELECT l.account_id || ' at ' || l.node_id, l.amount_nano_usd, CAST(NULL AS BIGINT) FROM leases l \
+         LEFT JOIN nodes n ON n.id = l.node_id AND n.epoch = l.epoch WHERE n.id IS NULL \
+         ORDER BY l.account_id, l.node_id",
     ),
 ];
 

@@ -55,7 +55,7 @@ impl Store {
         Ok(Changes { version: now, keys })
     }
 
-    /// Accounts' balances and keys' spendings that moved after `seq`. A relay begins with the answer to `i64::MAX`,
+    /// Accounts' balances (unless by the handle of a node that leases credit) and keys' spendings that moved after `seq`. A relay begins with the answer to `i64::MAX`,
     /// which is the present number and no sums.
     pub async fn balances_since(&self, seq: i64) -> Result<Balances, StoreError> {
         const ACCOUNTS: &str = "SELECT id, balance_nano_usd, balance_seq FROM accounts WHERE balance_seq > $1";
@@ -64,7 +64,10 @@ impl Store {
         let now = Counter::LedgerSeq.value(&mut transaction).await?;
         let mut balances = Balances { seq: now, accounts: Vec::new(), keys: Vec::new() };
         if now > seq {
-            balances.accounts = sums(&mut transaction, ACCOUNTS, seq).await?;
+            // Who leases credit sells no balances.
+            if self.node.is_none() {
+                balances.accounts = sums(&mut transaction, ACCOUNTS, seq).await?;
+            }
             balances.keys = sums(&mut transaction, KEYS, seq).await?;
         }
         Ok(balances)

@@ -57,6 +57,9 @@ pub enum StoreError {
     /// The caller's mistake: there is no such person.
     #[error("there is no user {0:?}; `tollgate user list` shows them")]
     UnknownUser(String),
+    /// The caller's mistake: there is no such node.
+    #[error("there is no node {0:?}; `tollgate node list` shows them")]
+    UnknownNode(String),
     /// The caller's mistake: somebody else has this address.
     #[error("there is a user with this address already")]
     EmailTaken,

@@ -56,6 +56,11 @@ fn server() -> Option<String> {
     std::env::var("TOLLGATE_TEST_POSTGRES").ok().filter(|url| !url.is_empty())
 }
 
+/// Whether fixtures keep their store in Postgres.
+pub(super) fn is_in_postgres() -> bool {
+    server().is_some()
+}
+
 /// The server, for tests that are about Postgres; where there is none, it is said that the test was left out.
 pub(super) fn skip_without_postgres() -> Option<String> {
     let server = server();
@@ -67,11 +72,10 @@ pub(super) fn skip_without_postgres() -> Option<String> {
 
 /// Whether a test that is about SQLite alone is to be left out.
 pub(super) fn skip_in_postgres() -> bool {
-    let is_postgres = server().is_some();
-    if is_postgres {
+    if is_in_postgres() {
         eprintln!("left out: about SQLite alone");
     }
-    is_postgres
+    is_in_postgres()
 }
 
 /// A database of its own, dropped in the end.

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::bulk::{self, BALANCES, Kept, SPENDINGS};
 use super::change::Counter;
 use super::engine::Connection;
-use super::{Store, StoreError, rollup, spool};
+use super::{Store, StoreError, lease, rollup, spool};
+use crate::relay::admit::Lease;
 use crate::relay::meter::{NanoUsd, UsageRecord};
 
 /// The most that one request is charged: a million dollars. A cost above it is a provider's nonsense, and would leave
@@ -28,6 +29,9 @@ pub struct Settled {
     pub balance: NanoUsd,
     /// The ledger entry up to which `balance` counts.
     pub balance_seq: i64,
+    /// What the settling node may still spend of that after the whole call, where nodes lease credit; of number 0 where the call did
+    /// not change it.
+    pub lease: Option<Lease>,
     /// The key.
     pub key_id: Arc<str>,
     /// What the key has spent after the whole call.
@@ -47,9 +51,16 @@ pub struct SpoolCursor<'a> {
     pub last: i64,
 }
 
+impl Settled {
+    /// What the node may still spend of the account, and as of which number of the ledger.
+    pub fn credit(&self) -> Lease {
+        self.lease.unwrap_or(Lease { amount: self.balance, seq: self.balance_seq })
+    }
+}
+
 impl Store {
     /// Enters finished requests in one transaction: a usage row, a ledger entry of minus its cost, the account's balance,
-    /// the key's spending, and the day's sums. A request that failed and cost nothing has its usage row and no entry. A request that was
+    /// the key's spending, the day's sums, and the node's lease where nodes lease credit. A request that failed and cost nothing has its usage row and no entry. A request that was
     /// settled before is left as it is, so a call may be repeated.
     ///
     /// With a cursor it is remembered up to where the writer's batches are entered, and batches at or below that are not entered
@@ -67,7 +78,11 @@ impl Store {
         if let Some(cursor) = cursor
             && !spool::advance(&mut transaction, cursor, records.len()).await?
         {
-            return entered_before(&mut transaction, records).await;
+            let mut settled = entered_before(&mut transaction, records).await?;
+            if self.node.is_some() {
+                settled.iter_mut().for_each(|settled| settled.lease = Some(Lease::default()));
+            }
+            return Ok(settled);
         }
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
         let last_seq = Counter::LedgerSeq.advance(&mut transaction, count).await?;
@@ -87,13 +102,24 @@ impl Store {
         }
         charge(&mut transaction, &BALANCES, &mut by_account, i64::saturating_sub).await?;
         charge(&mut transaction, &SPENDINGS, &mut by_key, i64::saturating_add).await?;
+        let leases = match &self.node {
+            Some(node) => Some(lease::charge(&mut transaction, node, first_seq, last_seq).await?),
+            None => None,
+        };
         let fresh = (first_seq..)
             .zip(records.iter().zip(series.ids.iter().copied()))
             .filter(|(seq, _)| !repeated.contains(seq));
         rollup::add(&mut transaction, fresh.map(|(_, record)| record)).await?;
         transaction.commit().await?;
         self.series.learn(series);
-        let settled = |(seq, record)| settled(record, !repeated.contains(&seq), &by_account, &by_key);
+        let settled = |(seq, record): (i64, &UsageRecord)| {
+            let settled = settled(record, !repeated.contains(&seq), &by_account, &by_key);
+            // A node that has no lease of an account has nothing of it; but what did not move is no news.
+            let moved = settled.balance_seq >= first_seq;
+            let none = Lease { amount: NanoUsd(0), seq: if moved { settled.balance_seq } else { 0 } };
+            let lease = |leases: &HashMap<String, Lease>| leases.get(&*record.account_id).copied().unwrap_or(none);
+            Settled { lease: leases.as_ref().map(lease), ..settled }
+        };
         Ok((first_seq..).zip(records).map(settled).collect())
     }
 }
@@ -119,6 +145,7 @@ fn settled(record: &UsageRecord, fresh: bool, by_account: &Sums<'_>, by_key: &Su
         account_id: record.account_id.clone(),
         balance: balance.amount,
         balance_seq: balance.seq,
+        lease: None,
         key_id: record.key_id.clone(),
         spent: spent.amount,
         spent_seq: spent.seq,

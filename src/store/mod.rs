@@ -1,11 +1,11 @@
 //! Accounts, keys, ledger, usage, subscriptions and vouchers at rest, the people who sign in, who changed what of them, and what
-//! requests with an `Idempotency-Key` were answered.
+//! requests with an `Idempotency-Key` were answered; and which node has which part of an account's credit in its hands.
 //!
 //! One SQLite file in WAL mode, which the relay and the command line may use at once; or a database of Postgres, which several relays
 //! may. The SQL is the same (numbered placeholders, shared types, of upserts only `ON CONFLICT`), and `engine` puts it to either.
 //! What differs stands in few places: how a transaction begins is here; files, pragmas, connections and how the migrations are read are
 //! in `open`; rows by the hundred in `engine::rows`; lists as JSON in `bulk`, `rollup`, `idempotency` and `audit`; the newest requests of
-//! several series in `usage`; and usage by month, which only Postgres has, in `months`.
+//! several series in `usage`; the database's clock in `node`; and usage by month, which only Postgres has, in `months`.
 //!
 //! Money has one rule: a balance changes only together with the ledger entry that explains it, in one transaction that
 //! first advances the ledger's counter. That counter's row is the lock that puts all movements of money in order.
@@ -22,8 +22,10 @@ mod error;
 mod fixture;
 mod idempotency;
 mod key;
+mod lease;
 mod ledger;
 mod months;
+mod node;
 mod open;
 mod people;
 mod period;
@@ -44,8 +46,10 @@ use engine::{Each, Engine, Pool, Transaction, query_scalar};
 pub use error::StoreError;
 pub use idempotency::{KeyFound, KeyPlace, KeyStep, SealedAnswer};
 pub use key::{Key, KeyStatus, KeyTerms, NewKey};
+pub use lease::LeaseNews;
 pub use ledger::{Settled, SpoolCursor};
 use months::MonthsMade;
+pub use node::{Node, NodeName, NodeTerm};
 use open::Connections;
 pub use people::{Link, LinkPurpose, NewUser, Role, Session, TokenDigest, User, UserChange};
 use rollup::KnownSeries;
@@ -66,6 +70,8 @@ pub struct Store {
     /// What [`Store::write`]s.
     writer: Pool,
     actor: Actor,
+    /// Whose requests are settled, where nodes lease credit.
+    node: Option<Arc<str>>,
     series: Arc<KnownSeries>,
     months: Arc<MonthsMade>,
 }
@@ -93,12 +99,11 @@ const BEGIN_READ: Each =
 impl Store {
     /// Opens the store at `url` and brings its tables to this version. Of `sqlite://relative` and `sqlite:///absolute`, file and folders
     /// are made where there are none, for their owner only; the database of `postgres://user:password@host:port/database` has to be
-    /// there. What is changed by this handle is changed in the
-    /// relay's own name, unless [`Store::in_the_name_of`] says otherwise.
+    /// there. What is changed by this handle is changed in the relay's own name, unless [`Store::in_the_name_of`] says otherwise.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let Connections { readers, writer } = open::open(url).await?;
         let (series, months) = (Arc::default(), Arc::default());
-        let store = Self { pool: readers, writer, actor: Actor::Relay, series, months };
+        let store = Self { pool: readers, writer, actor: Actor::Relay, node: None, series, months };
         if let Err(error) = store.make_months().await {
             tracing::warn!(%error, "the tables of the coming months' usage could not be made; usage is kept in the default one");
         }
@@ -131,8 +136,9 @@ impl Store {
         Ok(self.beside_the_writer().begin(BEGIN_WRITE_KEYS).await?)
     }
 
-    /// A transaction of one statement. In Postgres it waits for nobody but those who change the same rows: it must be right whatever
-    /// the others do, because its condition is looked at again when the row is free.
+    /// A transaction of one statement that changes one row at most. In Postgres it waits for nobody but those who change that row, and
+    /// its condition is looked at again when the row is free. Of several rows it might hold one that somebody waits for who holds the
+    /// next.
     async fn write_row(&self) -> Result<Transaction, StoreError> {
         Ok(self.beside_the_writer().begin(BEGIN_WRITE_ROW).await?)
     }

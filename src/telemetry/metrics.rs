@@ -51,6 +51,18 @@ pub struct Metrics {
     pub holds_active: IntGauge,
     /// `tollgate_held_nano_usd`: how much they hold.
     pub held: IntGauge,
+    /// `tollgate_leased_nano_usd`: of all accounts.
+    leased: IntGauge,
+    /// `tollgate_lease_takes_total{outcome}`: times that accounts' leases were to be made larger.
+    lease_takes: IntCounterVec,
+    /// `tollgate_lease_returns_total`
+    lease_returns: IntCounter,
+    /// `tollgate_lease_waits_total`: requests that had to wait for credit.
+    lease_waits: IntCounter,
+    /// `tollgate_lease_seconds_left`: until leases end that are not renewed.
+    lease_seconds_left: IntGauge,
+    /// `tollgate_node_epoch`: rises when the node's leases are taken back.
+    node_epoch: IntGauge,
     /// `tollgate_upstream_attempts_total{provider,outcome}`
     pub upstream_attempts: IntCounterVec,
     /// `tollgate_upstream_retries_total{outcome}`: second tries that were made, and those that the budget did not allow.
@@ -94,6 +106,8 @@ pub struct Metrics {
 /// What is counted elsewhere and read at each scrape. All are totals since the start but for what is told of now.
 #[derive(Debug, Default, Clone)]
 pub struct Observed {
+    /// The node's leases, where it is one of several.
+    pub leases: Option<ObservedLeases>,
     /// Requests that hold what they may come to cost, now.
     pub holds_active: i64,
     /// How much they hold, now.
@@ -164,6 +178,23 @@ pub struct ObservedProvider {
     pub healthy: bool,
     /// How many of its models, with each of its credentials, are in which state.
     pub breakers: [(&'static str, u64); 5],
+}
+
+/// What a node leases of accounts' credit.
+#[derive(Debug, Default, Clone)]
+pub struct ObservedLeases {
+    /// How much, now.
+    pub leased_nano_usd: i64,
+    /// How often leases were to be made larger, and what became of it.
+    pub takes: [(&'static str, u64); 3],
+    /// How often something was given back.
+    pub returns: u64,
+    /// How many requests had to wait.
+    pub waits: u64,
+    /// Rises when they are taken back.
+    pub epoch: i64,
+    /// Until they end, if they are not renewed.
+    pub seconds_left: u64,
 }
 
 /// A sink besides the ledger.
@@ -258,6 +289,12 @@ impl Metrics {
             streams_active: gauge(r, "streams_active", "Streamed answers under way.")?,
             holds_active: gauge(r, "holds_active", "Requests that hold what they may come to cost.")?,
             held: gauge(r, "held_nano_usd", "What running requests hold of their accounts.")?,
+            leased: gauge(r, "leased_nano_usd", "What this node may still spend of accounts' credit.")?,
+            lease_takes: counters(r, "lease_takes_total", "Times that more credit was asked for.", &["outcome"])?,
+            lease_returns: counter(r, "lease_returns_total", "Times that credit was given back.")?,
+            lease_waits: counter(r, "lease_waits_total", "Requests that had to wait for credit.")?,
+            lease_seconds_left: gauge(r, "lease_seconds_left", "Until leases end that are not renewed.")?,
+            node_epoch: gauge(r, "node_epoch", "Rises when the node's leases are taken back.")?,
             upstream_attempts: counters(r, "upstream_attempts_total", "Tries at providers.", &["provider", "outcome"])?,
             upstream_retries: counters(r, "upstream_retries_total", "Second tries.", &["outcome"])?,
             upstream_healthy: gauges(r, "upstream_healthy", "Whether a request would be sent there.", &["provider"])?,
@@ -285,9 +322,10 @@ impl Metrics {
             ledger_drift: gauge(r, "ledger_drift_nano_usd", "Stored less derived balances, at the last audit.")?,
             config_reloads: counters(r, "config_reloads_total", "Reloads of the configuration.", &["outcome"])?,
             config_refused: gauge(r, "config_refused", "Whether the configuration on the disk is refused.")?,
-            access_lines_dropped: register(
+            access_lines_dropped: counter(
                 r,
-                IntCounter::new("tollgate_access_lines_dropped_total", "Lines of the access log that found no place.")?,
+                "access_lines_dropped_total",
+                "Lines of the access log that found no place.",
             )?,
             trace_spans: counters(r, "trace_spans_total", "Spans of traces, by what became of them.", &["outcome"])?,
             registry: registry.clone(),
@@ -301,6 +339,9 @@ impl Metrics {
     /// Series whose labels are known beforehand: a counter that appears with its first event has no increase to alert on.
     fn begin_at_zero(&self) {
         Cause::ALL.iter().for_each(|cause| self.refusals.with_label_values(&[cause.code()]).inc_by(0));
+        ["granted", "short", "failed"]
+            .iter()
+            .for_each(|outcome| self.lease_takes.with_label_values(&[outcome]).inc_by(0));
         ["ok", "refused"].iter().for_each(|outcome| self.config_reloads.with_label_values(&[outcome]).inc_by(0));
         let decisions = &self.shared_windows_decisions;
         ["redis", "local"].iter().for_each(|source| decisions.with_label_values(&[source]).inc_by(0));
@@ -365,6 +406,7 @@ impl Metrics {
         raise(&self.key_cache.with_label_values(&["miss"]), observed.key_cache_misses);
         raise(&self.sink_delivered.with_label_values(&["ledger", "ok"]), observed.delivered);
         raise(&self.sink_delivered.with_label_values(&["ledger", "failed"]), observed.delivery_failures);
+        observed.leases.iter().for_each(|leases| self.take_over_leases(leases));
         observed.sinks.iter().for_each(|sink| self.take_over_sink(sink));
         raise(&self.access_lines_dropped, observed.access_lines_dropped);
         let SpanCounts { sent, queue_full, undelivered, refused } = observed.spans;
@@ -409,6 +451,15 @@ impl Metrics {
         }
     }
 
+    fn take_over_leases(&self, leases: &ObservedLeases) {
+        self.leased.set(leases.leased_nano_usd);
+        self.node_epoch.set(leases.epoch);
+        set(&self.lease_seconds_left, leases.seconds_left);
+        leases.takes.iter().for_each(|(outcome, total)| raise(&self.lease_takes.with_label_values(&[outcome]), *total));
+        raise(&self.lease_returns, leases.returns);
+        raise(&self.lease_waits, leases.waits);
+    }
+
     fn take_over_sink(&self, sink: &ObservedSink) {
         let outcomes = [("ok", sink.delivered), ("failed", sink.failures), ("refused", sink.refusals)];
         for (outcome, total) in outcomes {
@@ -436,6 +487,10 @@ fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registr
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
     register(registry, IntCounterVec::new(Opts::new(format!("tollgate_{name}"), help), labels)?)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    register(registry, IntCounter::new(format!("tollgate_{name}"), help)?)
 }
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {

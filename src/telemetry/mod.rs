@@ -6,5 +6,5 @@ mod metrics;
 mod traces;
 
 pub use access_log::{AccessLine, AccessLog, Writer};
-pub use metrics::{Metrics, Observed, ObservedProvider, ObservedSink, ObservedWindows};
+pub use metrics::{Metrics, Observed, ObservedLeases, ObservedProvider, ObservedSink, ObservedWindows};
 pub use traces::{Beginning, SpanCounts, Trace, TraceWriter, Traces, TracesPlace};

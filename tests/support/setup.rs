@@ -27,7 +27,7 @@ pub struct Setup {
     pub limits: String,
     pub billing: String,
     pub spool: Option<PathBuf>,
-    pub store: Option<PathBuf>,
+    pub store: Option<Store>,
     pub tables: String,
     pub environment: Vec<(String, String)>,
     pub files: Vec<(String, String)>,
@@ -103,10 +103,10 @@ impl Setup {
         self
     }
 
-    /// The store's file, if it is not to be the relay's own: several relays may have one.
+    /// The store, if not one of its own.
     #[must_use]
-    pub fn store(mut self, path: &std::path::Path) -> Self {
-        self.store = Some(path.to_path_buf());
+    pub fn store(mut self, store: Store) -> Self {
+        self.store = Some(store);
         self
     }
 
@@ -155,7 +155,7 @@ impl Setup {
             for (name, text) in &self.files {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            let store = self.store.clone().map_or_else(|| Store::new(folder.path()), Store::File);
+            let store = self.store.as_ref().map_or_else(|| Store::new(folder.path()), Store::shared);
             let toml = self.toml(&ports, folder.path(), &store.toml());
             fs::write(folder.path().join("tollgate.toml"), toml).unwrap();
             let environment = [&*self.environment, store.environment().as_slice()].concat();

@@ -12,7 +12,7 @@ const URL: &str = "STORE_URL";
 
 pub enum Store {
     File(PathBuf),
-    Database { server: String, name: String },
+    Database { server: String, name: String, is_own: bool },
 }
 
 impl Store {
@@ -21,7 +21,17 @@ impl Store {
         let Some(server) = server() else { return Store::File(folder.join("tollgate.db")) };
         let name = format!("tollgate_test_{}", Uuid::now_v7().simple());
         on(&server, format!("CREATE DATABASE {name} TEMPLATE template0"));
-        Store::Database { server, name }
+        Store::Database { server, name, is_own: true }
+    }
+
+    /// The same one, for another relay, which ends before this.
+    pub fn shared(&self) -> Self {
+        match self {
+            Store::File(path) => Store::File(path.clone()),
+            Store::Database { server, name, .. } => {
+                Store::Database { server: server.clone(), name: name.clone(), is_own: false }
+            }
+        }
     }
 
     /// What `store.url` is to be, as TOML.
@@ -76,7 +86,7 @@ impl Store {
     }
 
     fn database_url(&self) -> Option<String> {
-        let Store::Database { server, name } = self else { return None };
+        let Store::Database { server, name, .. } = self else { return None };
         let (before, after) = server.rsplit_once('/').unwrap();
         let options = after.split_once('?').map_or(String::new(), |(_, options)| format!("?{options}"));
         Some(format!("{before}/{name}{options}"))
@@ -85,7 +95,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        if let Store::Database { server, name } = self {
+        if let Store::Database { server, name, is_own: true } = self {
             on(server, format!("DROP DATABASE {name} WITH (FORCE)"));
         }
     }

@@ -55,6 +55,7 @@ impl Process for Here {
     fn readiness(&self) -> Readiness {
         Readiness {
             store_reachable: true,
+            store_lost: false,
             config_mistakes: Vec::new(),
             billing_open: true,
             billing_failed: false,

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use uuid::Uuid;
 
+use super::leases::Leases;
 use crate::billing::Ledger;
+use crate::relay::admit::Lease;
 use crate::relay::meter::{NanoUsd, UsageRecord};
 use crate::store::{Settled, SpoolCursor, Store, StoreError};
 
@@ -21,7 +23,11 @@ pub(super) enum Fault {
 
 /// Outlives all processes. Clones share it.
 #[derive(Clone)]
-pub(super) struct SimLedger(Arc<Inner>);
+pub(super) struct SimLedger {
+    inner: Arc<Inner>,
+    /// Whose requests are settled, where nodes lease credit.
+    pub(super) node: Option<Arc<str>>,
+}
 
 struct Inner {
     books: Mutex<Books>,
@@ -49,7 +55,8 @@ pub(super) struct Books {
     pub(super) fault: Fault,
     /// The last call was answered, well or not.
     pub(super) answered: bool,
-    seq: i64,
+    pub(super) seq: i64,
+    pub(super) leases: Leases,
     pub(super) balances: BTreeMap<Arc<str>, Sum>,
     pub(super) spent: BTreeMap<Arc<str>, Sum>,
     pub(super) granted: BTreeMap<Arc<str>, i64>,
@@ -65,6 +72,7 @@ impl SimLedger {
             fault: Fault::None,
             answered: false,
             seq: 0,
+            leases: Leases::default(),
             balances: BTreeMap::new(),
             spent: BTreeMap::new(),
             granted: BTreeMap::new(),
@@ -72,15 +80,15 @@ impl SimLedger {
             cursors: BTreeMap::new(),
             wrong: Vec::new(),
         };
-        Self(Arc::new(Inner { books: Mutex::new(books), store }))
+        Self { inner: Arc::new(Inner { books: Mutex::new(books), store }), node: None }
     }
 
     pub(super) fn books(&self) -> MutexGuard<'_, Books> {
-        self.0.books.lock().unwrap()
+        self.inner.books.lock().unwrap()
     }
 
     pub(super) fn store(&self) -> Option<&Store> {
-        self.0.store.as_ref()
+        self.inner.store.as_ref()
     }
 
     /// The account has so much more.
@@ -122,11 +130,14 @@ impl Ledger for SimLedger {
             return Err(sqlx::Error::PoolTimedOut.into());
         }
         let real = match self.store() {
-            Some(store) => Some(store.settle(records, cursor).await?),
+            Some(store) => {
+                let store = self.node.as_ref().map_or_else(|| store.clone(), |node| store.leasing(Arc::clone(node)));
+                Some(store.settle(records, cursor).await?)
+            }
             None => None,
         };
         let mut books = self.books();
-        let settled = books.enter(records, cursor);
+        let settled = books.enter(records, cursor, self.node.as_ref());
         if real.as_ref().is_some_and(|real| *real != settled) {
             let wrong = format!("the store says {real:?}, and the model {settled:?}");
             books.wrong.push(wrong);
@@ -140,7 +151,12 @@ impl Ledger for SimLedger {
 }
 
 impl Books {
-    fn enter(&mut self, records: &[UsageRecord], cursor: Option<SpoolCursor<'_>>) -> Vec<Settled> {
+    fn enter(
+        &mut self,
+        records: &[UsageRecord],
+        cursor: Option<SpoolCursor<'_>>,
+        node: Option<&Arc<str>>,
+    ) -> Vec<Settled> {
         let writer = cursor.map(|cursor| cursor.writer).unwrap_or_default();
         let is_new = cursor.is_none_or(|cursor| self.advance(cursor));
         let first_seq = self.seq + 1;
@@ -167,6 +183,17 @@ impl Books {
                 }
             })
             .collect();
+        let mut billed: BTreeMap<Arc<str>, (i64, i64)> = BTreeMap::new();
+        for (seq, (record, _)) in (first_seq..).zip(records.iter().zip(&fresh)).filter(|(_, (_, fresh))| **fresh) {
+            let sum = billed.entry(record.account_id.clone()).or_default();
+            *sum = (sum.0 + record.cost.0, seq);
+        }
+        let leases = node.map(|node| self.charge_leases(node, &billed, self.seq));
+        let lease = |leases: &BTreeMap<Arc<str>, Lease>, record: &UsageRecord| {
+            let moved = self.balances.get(&record.account_id).is_some_and(|sum| is_new && sum.seq >= first_seq);
+            let seq = if moved { self.balances[&record.account_id].seq } else { 0 };
+            leases.get(&record.account_id).copied().unwrap_or(Lease { amount: NanoUsd(0), seq })
+        };
         let settled = |(record, fresh): (&UsageRecord, bool)| {
             let balance = self.balances.get(&record.account_id).copied().unwrap_or_default();
             let spent = self.spent.get(&record.key_id).copied().unwrap_or_default();
@@ -176,6 +203,7 @@ impl Books {
                 account_id: record.account_id.clone(),
                 balance: NanoUsd(balance.amount),
                 balance_seq: balance.seq,
+                lease: leases.as_ref().map(|leases| lease(leases, record)),
                 key_id: record.key_id.clone(),
                 spent: NanoUsd(spent.amount),
                 spent_seq: spent.seq,

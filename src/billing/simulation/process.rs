@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use super::ledger::{SimLedger, Sum};
+use super::tenant::Tenant;
 use super::world::{End, World};
 use crate::billing::delivery::{Delivery, DeliveryError};
 use crate::billing::inbox::Inbox;
@@ -85,6 +86,8 @@ pub(super) struct Process {
     polling: Option<HashMap<Arc<str>, NanoUsd>>,
     /// The newest balances that it was told, by a poll.
     heard: BTreeMap<Arc<str>, Sum>,
+    /// What its node has leased, where it is one of several.
+    pub(super) tenant: Option<Tenant>,
     /// Something that it does will fail for good.
     pub(super) is_breaking: Cell<bool>,
     /// It admits no more.
@@ -101,6 +104,8 @@ impl Process {
         runtime: &Runtime,
         pages: Option<i64>,
     ) -> Self {
+        let node = ledger.node.as_ref();
+        let mut tenant = node.map(|id| Tenant::begin(ledger, id, world.now_us, runtime));
         let file = SpoolFile::open(place).unwrap();
         if let Some(pages) = pages {
             file.leave_pages(pages);
@@ -114,7 +119,10 @@ impl Process {
         let gauge = Arc::<HoldGauge>::default();
         let purse = |id: &str| {
             let balance = balances.get(id).copied().unwrap_or_default();
-            let purse = Purse::gauged(NanoUsd(balance.amount), balance.seq, Arc::clone(&gauge));
+            let purse = match node {
+                None => Purse::gauged(NanoUsd(balance.amount), balance.seq, Arc::clone(&gauge)),
+                Some(_) => Purse::leased(Arc::clone(&gauge)),
+            };
             purse.set_elsewhere(elsewhere.get(id).copied().unwrap_or_default());
             Arc::new(purse)
         };
@@ -122,8 +130,14 @@ impl Process {
             let spent = spent.get(id).copied().unwrap_or_default();
             Arc::new(Spending::new(NanoUsd(spent.amount), spent.seq))
         };
+        let purses: Vec<_> = world.accounts.iter().map(|id| purse(id)).collect();
+        if let Some(tenant) = &mut tenant {
+            tenant.know(&world.accounts, &purses);
+            tenant.hear(ledger, world.now_us, runtime);
+        }
         Self {
             number,
+            tenant,
             began_us: world.now_us,
             inbox,
             scribe,
@@ -132,7 +146,7 @@ impl Process {
             deliverer: Deliverer::Idle(delivery),
             ledger: ledger.clone(),
             adopting: None,
-            purses: world.accounts.iter().map(|id| purse(id)).collect(),
+            purses,
             spendings: world.keys.iter().map(|key| spending(&key.id)).collect(),
             gauge,
             heard: balances,
@@ -232,6 +246,9 @@ impl Process {
             spending.refresh(NanoUsd(spent.amount), spent.seq);
         }
         self.heard = balances;
+        if let Some(tenant) = &mut self.tenant {
+            tenant.hear(&self.ledger, world.now_us, runtime);
+        }
     }
 
     /// A balance comes again that an account had before the one that this process knows.
@@ -318,12 +335,16 @@ impl Process {
         while !self.is_broken() && !self.turn(world, runtime, true).unwrap_or(true) {
             world.now_us += 1_000_000;
         }
-        let number = self.number;
+        let (number, is_stalled) = (self.number, self.is_stalled() || self.recorder.state().spooled() > 0);
         if self.is_broken() {
             return self.die(world);
         }
         assert!(self.waiting.is_empty() || self.is_stalled(), "p{number}: all is written, and somebody waits");
-        let Self { scribe, inbox, .. } = self;
+        let Self { scribe, inbox, tenant, ledger, is_draining, .. } = self;
+        // Another process is the node.
+        if let Some(tenant) = tenant.filter(|_| !is_draining && !is_stalled) {
+            tenant.end(&ledger, world.now_us, runtime);
+        }
         if let Err(WriteError::Broken(error)) = scribe.close() {
             world.log(|| format!("p{number} could not close the spool: {error}"));
         }

@@ -1,10 +1,12 @@
 //! A run: what happens, drawn step by step, and what must be true then.
 
 mod faults;
+pub(super) mod nodes;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use self::nodes::Node;
 use super::disk;
 use super::ledger::{Fault, SimLedger};
 use super::process::Process;
@@ -30,6 +32,8 @@ pub(super) struct Simulation<'a> {
     pub(super) processes: Vec<Process>,
     begun: usize,
     is_ledger_down: bool,
+    /// The other nodes, where there are several.
+    others: Vec<Node>,
     /// How many pages the disk has room for; `None` where there is room.
     pages: Option<i64>,
 }
@@ -58,6 +62,7 @@ impl<'a> Simulation<'a> {
             processes: Vec::new(),
             begun: 0,
             is_ledger_down: false,
+            others: Vec::new(),
             pages: None,
         };
         simulation.found();
@@ -111,6 +116,17 @@ impl<'a> Simulation<'a> {
         self.finish_all();
     }
 
+    /// The same with several nodes.
+    pub(super) fn run_nodes(&mut self) {
+        let nodes = self.world.chance.between(2, 3).unsigned_abs();
+        self.become_nodes(usize::try_from(nodes).unwrap());
+        for _ in 0..self.world.chance.between(60, 300) {
+            self.step_of_nodes();
+            self.check();
+        }
+        self.finish_nodes();
+    }
+
     fn step(&mut self, process: usize) {
         match self.world.chance.below(100) {
             0..18 => self.admit(process),
@@ -146,9 +162,18 @@ impl<'a> Simulation<'a> {
         let least = self.world.chance.between(0, 60);
         let most = least + self.world.chance.between(0, 200);
         let free = purse.available();
-        let taken = Hold::take(purse, spending, key.budget.map(NanoUsd), NanoUsd(least), NanoUsd(most));
+        let tenant = process.tenant.as_ref();
+        if tenant.is_some_and(|tenant| !tenant.is_current(self.world.now_us)) {
+            return;
+        }
+        let take = if tenant.is_some() { Hold::take_whole } else { Hold::take };
+        let taken = take(purse, spending, key.budget.map(NanoUsd), NanoUsd(least), NanoUsd(most));
+        let account = key.account;
         let hold = match taken {
             Ok(hold) => hold,
+            Err(refusal) if refusal.cause == Cause::InsufficientCredits && tenant.is_some() => {
+                return self.wait_for_credit(place, (account, key_number), (least, most));
+            }
             Err(refusal) if refusal.cause == Cause::InsufficientCredits => {
                 assert!(free.0 < least.max(1), "{free:?} is enough for {least}");
                 return;
@@ -158,17 +183,24 @@ impl<'a> Simulation<'a> {
         let amount = hold.amount();
         assert!(amount <= free && (least..=most.max(least)).contains(&amount.0), "{amount:?} of {free:?}");
         assert!(key.budget.is_none_or(|budget| spending.spent().0 <= budget), "more than the budget is held");
+        self.open(place, (account, key_number), hold);
+    }
+
+    /// A request is admitted with what it holds.
+    fn open(&mut self, place: usize, (account, key_number): (usize, usize), hold: Hold) {
+        let (process, key) = (&mut self.processes[place], &self.world.keys[key_number]);
+        let amount = hold.amount();
         let id = self.world.chance.id();
         let length = if self.world.chance.one_in(4) { 1_500 } else { 5 };
         let opening = Opening {
             request_id: id,
-            account_id: self.world.accounts[key.account].clone(),
+            account_id: self.world.accounts[account].clone(),
             key_id: key.id.clone(),
             model: "m".repeat(length).into(),
             started_at_ms: self.world.wall_ms,
             hold,
         };
-        let (account, by) = (key.account, process.number);
+        let by = process.number;
         let Some(ticket) = process.recorder.open(opening) else { return };
         let request = Request {
             id,
@@ -372,6 +404,9 @@ impl<'a> Simulation<'a> {
             process.hear_receipts(&mut self.world);
         }
         self.world.check(&self.ledger);
+        if self.ledger.node.is_some() {
+            return self.check_nodes();
+        }
         for process in &self.processes {
             process.check_holds(&self.world);
             if !process.is_draining {
@@ -417,11 +452,13 @@ impl<'a> Simulation<'a> {
 
     /// All is delivered: the books are exact, and nothing is left anywhere.
     fn check_end(&mut self) {
-        self.world.check_acknowledged(&self.ledger);
+        if self.ledger.node.is_none() {
+            self.world.check_acknowledged(&self.ledger);
+        }
         let last = &mut self.processes[0];
         last.poll(&self.world, self.runtime);
         last.poll(&self.world, self.runtime);
-        for (account, id) in self.world.accounts.iter().enumerate() {
+        for (account, id) in self.world.accounts.iter().enumerate().filter(|_| last.tenant.is_none()) {
             let balance = self.ledger.books().balances[id].amount;
             assert_eq!(last.purses[account].available().0, balance, "a{account} may spend what it has");
         }
@@ -433,7 +470,7 @@ impl<'a> Simulation<'a> {
         last.end(&mut self.world, self.runtime);
         let left = disk::rows_left(&self.place.path);
         assert_eq!(left, [] as [String; 0], "the spool is not empty");
-        if let Some(store) = self.ledger.store() {
+        if let Some(store) = self.ledger.store().filter(|_| self.ledger.node.is_none()) {
             assert_eq!(self.runtime.block_on(store.audit()).unwrap(), []);
             self.runtime.block_on(store.close());
         }

@@ -140,7 +140,12 @@ impl World {
             let hold = |id: &Uuid| self.by_id.get(id).map_or(0, |number| self.requests[*number].hold);
             let above = |(id, billed): (&Uuid, &Billed)| (billed.cost - hold(id)).max(0);
             let above: i64 = books.billed.iter().filter(|(_, billed)| billed.account == *id).map(above).sum();
-            assert!(balance >= -above, "a{account} is overdrawn: {balance}, where holds were too small by {above}");
+            // What a node that was buried had leased it may have sold, and somebody else again.
+            let buried = books.leases.buried.get(id).copied().unwrap_or(0);
+            assert!(
+                balance >= -above - buried,
+                "a{account} is overdrawn: {balance}, where holds were too small by {above}, and {buried} was taken back"
+            );
         }
         for (id, billed) in &books.billed {
             let Some(number) = self.by_id.get(id) else { panic!("nobody asked for {id}") };
@@ -170,6 +175,29 @@ impl World {
                 available <= truth + above,
                 "p{} would sell {available} to a{account}, which has {truth}, and holds too small by {above}",
                 process.number
+            );
+        }
+    }
+
+    /// What nodes would sell is there: together no more than the balance, less what is held and owed.
+    pub(super) fn check_leases(&self, nodes: &[&Vec<Process>], books: &Books) {
+        for (account, id) in self.accounts.iter().enumerate() {
+            assert!(books.leases.held.values().all(|held| held.amount >= 0), "a lease below nothing");
+            // Two processes of a node know of the same lease.
+            let of_node = |processes: &&Vec<Process>| {
+                let selling = processes.iter().filter(|process| {
+                    !process.is_draining && process.tenant.as_ref().is_some_and(|tenant| tenant.is_current(self.now_us))
+                });
+                selling.map(|process| process.purses[account].available().0.max(0)).max().unwrap_or(0)
+            };
+            let available: i64 = nodes.iter().map(of_node).sum();
+            let owed: i64 = self.requests.iter().map(|request| self.owed(request, account, usize::MAX, books)).sum();
+            let buried = books.leases.buried.get(id).copied().unwrap_or(0);
+            let (above, truth) =
+                (self.above_holds(|request| request.account == account), books.balances[id].amount - owed);
+            assert!(
+                available <= (truth + above + buried).max(0),
+                "nodes would sell {available} to a{account}, which has {truth}, with holds too small by {above}, and {buried} taken back"
             );
         }
     }

@@ -82,6 +82,7 @@ impl Ledger for FakeLedger {
             account_id: record.account_id.clone(),
             balance: NanoUsd(BALANCE - spent.0),
             balance_seq: seq,
+            lease: None,
             key_id: record.key_id.clone(),
             spent,
             spent_seq: seq,

@@ -92,6 +92,9 @@ impl Giver {
         }
         shared.stage.hand_over(Instant::now());
         shared.recorder.joined();
+        if let Some(leases) = &shared.leases {
+            leases.leave_charge();
+        }
         self.sockets.close();
         let (held_ms, in_flight) = (held_since.elapsed().as_millis(), shared.requests_in_flight.count());
         tracing::info!(pid, held_ms, in_flight, "the new process has taken over");

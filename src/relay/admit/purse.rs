@@ -11,10 +11,14 @@
 //! leaves `pending` only with its own settlement. In between it may count twice, never not at all.
 //!
 //! What an account's requests hold and owe in other processes is told from time to time, as one amount.
+//!
+//! Where several nodes sell an account's credit, what the ledger has for this one is its lease of the balance, and no more ([`Lease`]).
+//! Nothing else changes: settling takes a cost off the lease as it does off the balance.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::lease::Lease;
 use super::lock;
 use crate::relay::meter::NanoUsd;
 use crate::relay::refusal::{Cause, Refusal};
@@ -24,9 +28,11 @@ use crate::relay::refusal::{Cause, Refusal};
 pub struct Purse {
     state: Mutex<State>,
     holds: Arc<HoldGauge>,
+    /// What it has is leased of the balance, and not the balance.
+    is_leased: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct State {
     /// The ledger's amount, including all entries of this amount's owner up to `seq`.
     committed: NanoUsd,
@@ -37,6 +43,21 @@ struct State {
     held: NanoUsd,
     /// What is pending and held in other processes.
     elsewhere: NanoUsd,
+    /// What of a lease is being given back, and may be the store's again or not.
+    returning: NanoUsd,
+    /// Where less than this is available, more is to be leased.
+    low_water: NanoUsd,
+    /// What all requests have cost that ended here, and how many holds were taken.
+    use_so_far: PurseUse,
+}
+
+/// How much a purse has been used since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PurseUse {
+    /// What requests have cost.
+    pub spent: NanoUsd,
+    /// How many were admitted.
+    pub holds: u64,
 }
 
 impl Purse {
@@ -47,9 +68,18 @@ impl Purse {
 
     /// The same, with the gauge that its holds are counted in.
     pub fn gauged(committed: NanoUsd, seq: i64, holds: Arc<HoldGauge>) -> Self {
-        let nothing = NanoUsd(0);
-        let state = State { committed, seq, pending: nothing, held: nothing, elsewhere: nothing };
-        Self { state: Mutex::new(state), holds }
+        let state = State { committed, seq, ..State::default() };
+        Self { state: Mutex::new(state), holds, is_leased: false }
+    }
+
+    /// A purse of a node that leases: it has nothing until it hears of a lease, and is not told of the balance.
+    pub fn leased(holds: Arc<HoldGauge>) -> Self {
+        Self { state: Mutex::default(), holds, is_leased: true }
+    }
+
+    /// Whether what it has is leased.
+    pub fn is_leased(&self) -> bool {
+        self.is_leased
     }
 
     /// What is left: the ledger's amount less what is pending and what running requests hold, here and elsewhere.
@@ -72,6 +102,7 @@ impl Purse {
         let mut state = lock(&self.state);
         state.held.0 = state.held.0.saturating_sub(held.0);
         state.pending.0 = state.pending.0.saturating_add(cost.0);
+        state.use_so_far.spent.0 = state.use_so_far.spent.0.saturating_add(cost.0);
     }
 
     /// A cost charged before is in the ledger now, which amounts to `committed` at its entry `seq`.
@@ -81,16 +112,78 @@ impl Purse {
         state.take(committed, seq);
     }
 
-    /// The ledger amounts to `committed` at its entry `seq`; older news than what is known is ignored.
+    /// The ledger amounts to `committed` at its entry `seq`; older news than what is known is ignored, and so is the balance where
+    /// only a part of it is leased.
     pub fn refresh(&self, committed: NanoUsd, seq: i64) {
-        lock(&self.state).take(committed, seq);
+        if !self.is_leased {
+            lock(&self.state).take(committed, seq);
+        }
+    }
+}
+
+/// What only concerns a leased purse.
+impl Purse {
+    /// The lease is that; older news than what is known is ignored.
+    pub fn refresh_lease(&self, lease: Lease) {
+        lock(&self.state).take(lease.amount, lease.seq);
+    }
+
+    /// The lease was taken back, at the ledger's number `seq`. What is held and pending is still.
+    pub fn lose_lease(&self, seq: i64) {
+        let mut state = lock(&self.state);
+        state.take(NanoUsd(0), seq);
+        state.returning = NanoUsd(0);
+    }
+
+    /// Takes out of use what nothing is held or owed of, for it to be given back; [`Purse::returned`] follows. Says how much that is,
+    /// and as of which number of the ledger the lease is known.
+    pub fn begin_return(&self) -> Lease {
+        let mut state = lock(&self.state);
+        let amount = state.available().max(NanoUsd(0));
+        state.returning.0 = state.returning.0.saturating_add(amount.0);
+        Lease { amount, seq: state.seq }
+    }
+
+    /// It is known what became of an amount that was to be given back: the lease is that now.
+    pub fn returned(&self, amount: NanoUsd, lease: Lease) {
+        let mut state = lock(&self.state);
+        state.returning.0 = state.returning.0.saturating_sub(amount.0);
+        state.take(lease.amount, lease.seq);
+    }
+
+    /// What is leased, as far as is known.
+    pub fn lease(&self) -> NanoUsd {
+        lock(&self.state).committed
+    }
+
+    /// Whether nothing is leased, held or owed.
+    pub fn is_at_rest(&self) -> bool {
+        let State { committed, pending, held, returning, .. } = *lock(&self.state);
+        [committed, pending, held, returning] == [NanoUsd(0); 4]
+    }
+
+    /// More is to be leased where less than that is available.
+    pub fn set_low_water(&self, low_water: NanoUsd) {
+        lock(&self.state).low_water = low_water;
+    }
+
+    /// Whether more is to be leased.
+    pub fn is_low(&self) -> bool {
+        let state = lock(&self.state);
+        state.available() < state.low_water
+    }
+
+    /// How much it has been used so far.
+    pub fn use_so_far(&self) -> PurseUse {
+        lock(&self.state).use_so_far
     }
 }
 
 impl State {
     fn available(&self) -> NanoUsd {
-        let Self { committed, pending, held, elsewhere, .. } = self;
-        NanoUsd(committed.0.saturating_sub(pending.0).saturating_sub(held.0).saturating_sub(elsewhere.0))
+        let Self { committed, pending, held, elsewhere, returning, .. } = self;
+        let owed = [pending, held, elsewhere, returning];
+        NanoUsd(owed.iter().fold(committed.0, |left, owed| left.saturating_sub(owed.0)))
     }
 
     fn take(&mut self, committed: NanoUsd, seq: i64) {
@@ -154,6 +247,31 @@ impl Hold {
         least: NanoUsd,
         most: NanoUsd,
     ) -> Result<Self, Refusal> {
+        Self::take_of(account, spending, budget, least, most, false)
+    }
+
+    /// The same, but for an account that has less than all that the request would hold: then nothing is held, for more may be leased.
+    ///
+    /// # Errors
+    /// As of [`Hold::take`].
+    pub fn take_whole(
+        account: &Arc<Purse>,
+        spending: &Arc<Spending>,
+        budget: Option<NanoUsd>,
+        least: NanoUsd,
+        most: NanoUsd,
+    ) -> Result<Self, Refusal> {
+        Self::take_of(account, spending, budget, least, most, true)
+    }
+
+    fn take_of(
+        account: &Arc<Purse>,
+        spending: &Arc<Spending>,
+        budget: Option<NanoUsd>,
+        least: NanoUsd,
+        most: NanoUsd,
+        is_whole: bool,
+    ) -> Result<Self, Refusal> {
         let mut purse = lock(&account.state);
         let mut key = lock(&spending.0.state);
         let free = purse.available();
@@ -171,8 +289,13 @@ impl Hold {
         if left.is_some_and(|left| left < least) {
             return Err(short_budget());
         }
-        let amount = most.min(free).min(left.unwrap_or(most)).max(least);
+        let whole = most.min(left.unwrap_or(most)).max(least);
+        if is_whole && free < whole {
+            return Err(short_credit());
+        }
+        let amount = whole.min(free);
         purse.held.0 = purse.held.0.saturating_add(amount.0);
+        purse.use_so_far.holds = purse.use_so_far.holds.wrapping_add(1);
         key.held.0 = key.held.0.saturating_add(amount.0);
         drop((purse, key));
         account.holds.taken(amount);
@@ -244,12 +367,13 @@ fn negative(amount: NanoUsd) -> NanoUsd {
 }
 
 /// Whether there is anything left for one more request, whatever it may come to cost: what is refused here no [`Hold::take`]
-/// would grant. It tells early what the request itself need not be read for.
+/// would grant. It tells early what the request itself need not be read for. Of a leased purse it is not known here: more may be
+/// leased.
 ///
 /// # Errors
 /// [`Cause::InsufficientCredits`], or [`Cause::BudgetExceeded`] where it is only the key's own budget that is used up.
 pub fn check_credit(account: &Purse, spending: &Spending, budget: Option<NanoUsd>) -> Result<(), Refusal> {
-    if account.available() <= NanoUsd(0) {
+    if !account.is_leased() && account.available() <= NanoUsd(0) {
         return Err(no_credit());
     }
     if budget.is_some_and(|budget| spending.spent() >= budget) {
@@ -258,7 +382,8 @@ pub fn check_credit(account: &Purse, spending: &Spending, budget: Option<NanoUsd
     Ok(())
 }
 
-fn no_credit() -> Refusal {
+/// There is no credit that could be held.
+pub fn no_credit() -> Refusal {
     Refusal::new(
         Cause::InsufficientCredits,
         "The account's credit is used up, or held by requests that are still running. Add credit to go on.",

@@ -18,7 +18,7 @@ use moka::policy::EvictionPolicy;
 
 use super::registry::{Amount, Registry};
 use super::{KeyDigest, KeyRecord};
-use crate::relay::admit::{HoldGauge, KeyLimiter, Purse, Spending};
+use crate::relay::admit::{HoldGauge, KeyLimiter, Lease, Purse, Spending};
 use crate::relay::meter::NanoUsd;
 
 /// How many keys are kept; one is about 1 KiB. A key that is pushed out while none of its requests runs loses its windows, so
@@ -100,6 +100,13 @@ enum Missing<E> {
 }
 
 impl KeyCache {
+    /// An empty one, in which accounts have what is leased of their balances, and not the balances.
+    pub fn leased() -> Self {
+        let cache = Self::default();
+        cache.registry().set_leased();
+        cache
+    }
+
     fn with_capacities(found_keys_max: u64, unknown_keys_max: u64) -> Self {
         // Least recently used, not least frequently: a new key must get in, or its windows would begin anew at each request.
         let found = Cache::builder().max_capacity(found_keys_max).eviction_policy(EvictionPolicy::lru());
@@ -171,6 +178,11 @@ impl KeyCache {
         let mut registry = self.registry();
         balances.iter().for_each(|heard| registry.hear_of_balance(heard));
         spending.iter().for_each(|heard| registry.hear_of_spending(heard));
+    }
+
+    /// Takes an account's lease over. Gives its purse, which comes to life where something is leased.
+    pub fn refresh_lease(&self, account_id: &str, lease: Lease) -> Option<Arc<Purse>> {
+        self.registry().hear_of_lease(account_id, lease)
     }
 
     /// Takes over what accounts hold and owe in other processes; those that are not named, nothing.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 
 use super::cache::KeyEntry;
 use super::{KeyDigest, KeyRecord};
-use crate::relay::admit::{HoldGauge, Purse, Spending};
+use crate::relay::admit::{HoldGauge, Lease, Purse, Spending};
 use crate::relay::meter::NanoUsd;
 
 /// So many names of the dead may be there before they are looked for.
@@ -38,6 +38,8 @@ pub(super) struct Registry {
     accounts: Living<Purse>,
     /// What all of them hold.
     holds: Arc<HoldGauge>,
+    /// Accounts' purses have what is leased of the balance, and not the balance.
+    is_leased: bool,
     /// What accounts hold and owe in other processes; those that are not named, nothing.
     elsewhere: HashMap<Arc<str>, NanoUsd>,
     loading: HashMap<KeyDigest, Load>,
@@ -59,6 +61,11 @@ impl Registry {
     /// An empty one, whose purses count their holds there.
     pub(super) fn counting(holds: Arc<HoldGauge>) -> Self {
         Self { holds, ..Self::default() }
+    }
+
+    /// From now on the purses of accounts are leased. There is none yet.
+    pub(super) fn set_leased(&mut self) {
+        self.is_leased = true;
     }
 
     /// A look-up begins; [`Registry::loaded`] follows, and in any case [`Registry::load_ended`].
@@ -121,6 +128,16 @@ impl Registry {
         }
     }
 
+    /// An account's lease changed. Gives its purse, which comes to life where something is leased.
+    pub(super) fn hear_of_lease(&mut self, account_id: &str, lease: Lease) -> Option<Arc<Purse>> {
+        let purse = match self.accounts.find(account_id) {
+            None if lease.amount <= NanoUsd(0) => return None,
+            _ => self.purse_of(account_id, None),
+        };
+        purse.refresh_lease(lease);
+        Some(purse)
+    }
+
     /// What accounts hold and owe in other processes, all of it.
     pub(super) fn hear_of_elsewhere(&mut self, heard: HashMap<Arc<str>, NanoUsd>) {
         let before = std::mem::replace(&mut self.elsewhere, heard);
@@ -148,17 +165,26 @@ impl Registry {
     }
 
     fn bring_to_life(&mut self, record: KeyRecord) -> Arc<KeyEntry> {
-        let elsewhere = self.elsewhere.get(&record.account_id).copied().unwrap_or_default();
-        let account = self.accounts.find_or(&record.account_id, || {
-            let purse = Purse::gauged(record.balance, record.balance_seq, Arc::clone(&self.holds));
-            purse.set_elsewhere(elsewhere);
-            purse
-        });
+        let account = self.purse_of(&record.account_id, Some(&record));
         let spending = self.spending.find_or(&record.key_id, || Spending::new(record.spent, record.spent_seq));
         let key_id = record.key_id.clone();
         let entry = Arc::new(KeyEntry::new(record, account, spending));
         self.keys.remember(key_id, &entry);
         entry
+    }
+
+    /// The account's purse; a new one has the balance that was looked up, or nothing that it has not leased.
+    fn purse_of(&mut self, account_id: &str, record: Option<&KeyRecord>) -> Arc<Purse> {
+        let elsewhere = self.elsewhere.get(account_id).copied().unwrap_or_default();
+        let (holds, is_leased) = (&self.holds, self.is_leased);
+        self.accounts.find_or(account_id, || {
+            let purse = match record {
+                Some(record) if !is_leased => Purse::gauged(record.balance, record.balance_seq, Arc::clone(holds)),
+                _ => Purse::leased(Arc::clone(holds)),
+            };
+            purse.set_elsewhere(elsewhere);
+            purse
+        })
     }
 }
 

@@ -57,13 +57,16 @@ pub(in crate::store) struct PgHeld {
     connection: Option<PoolConnection<Postgres>>,
     /// A transaction is running.
     is_begun: bool,
+    /// A statement was refused since, and with it all of the transaction.
+    is_refused: bool,
     /// No statement is unanswered, and none was answered with the connection's end.
     is_sound: bool,
 }
 
 impl PgHeld {
     pub(super) async fn acquire(pool: &PgPool) -> sqlx::Result<Self> {
-        Ok(Self { connection: Some(pool.acquire().await?), is_begun: false, is_sound: true })
+        let connection = Some(pool.acquire().await?);
+        Ok(Self { connection, is_begun: false, is_refused: false, is_sound: true })
     }
 
     /// A transaction, begun by those statements.
@@ -85,8 +88,11 @@ impl PgHeld {
         }
     }
 
-    /// Ends the transaction with effect.
+    /// Ends the transaction with effect. Where a statement was refused that cannot be; Postgres would roll back, and say that all is well.
     pub(super) async fn commit(mut self) -> sqlx::Result<()> {
+        if self.is_refused {
+            return Err(sqlx::Error::Protocol("a statement of the transaction was refused".to_owned()));
+        }
         self.run_raw("COMMIT").await?;
         self.is_begun = false;
         Ok(())
@@ -134,6 +140,7 @@ impl PgHeld {
     fn answered<T>(&mut self, answer: Result<sqlx::Result<T>, tokio::time::error::Elapsed>) -> sqlx::Result<T> {
         let answer = answer.unwrap_or_else(|_| Err(no_answer()));
         self.is_sound = answer.as_ref().err().is_none_or(leaves_connection_sound);
+        self.is_refused |= matches!(answer, Err(sqlx::Error::Database(_)));
         answer
     }
 }
@@ -173,7 +180,10 @@ fn leaves_connection_sound(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
             // 57P: the server shuts down, or ends this connection. 08: the connection itself. 25P03: idle in a transaction for too long.
-            error.code().is_none_or(|code| !code.starts_with("57P") && !code.starts_with("08") && code != "25P03")
+            // 25006: it can only be read, because it is a standby now; the address may lead to the new primary.
+            let ends =
+                |code: &str| code.starts_with("57P") || code.starts_with("08") || code == "25P03" || code == "25006";
+            !error.code().is_some_and(|code| ends(&code))
         }
         sqlx::Error::RowNotFound
         | sqlx::Error::ColumnDecode { .. }

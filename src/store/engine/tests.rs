@@ -39,6 +39,18 @@ async fn a_statement_that_is_refused_leaves_its_connection_as_it_was() {
 }
 
 #[tokio::test]
+async fn a_transaction_of_which_a_statement_was_refused_is_not_taken_for_committed() {
+    let fixture = Fixture::with_credit("5").await;
+    let mut transaction = fixture.store.write().await.unwrap();
+    rename(&mut transaction, "Bea").await;
+    let nonsense = query("UPDATE nowhere SET name = $1").bind("x").execute(&mut *transaction).await;
+    assert!(nonsense.is_err());
+    // SQLite goes on with what was good.
+    let is_committed = transaction.commit().await.is_ok();
+    assert_eq!(name(&fixture).await, if is_committed { "Bea" } else { "Ada" });
+}
+
+#[tokio::test]
 async fn all_kinds_of_values_come_back() {
     let fixture = Fixture::with_credit("5").await;
     let row: Values = query_as("SELECT $1, $2, $3, $4, $5, $6")

@@ -81,7 +81,7 @@ impl Store {
 
     /// Signs a person out of every browser, but the one of `kept`.
     pub async fn end_sessions(&self, user_id: &str, kept: Option<&TokenDigest>) -> Result<(), StoreError> {
-        let mut transaction = self.write_row().await?;
+        let mut transaction = self.write().await?;
         query("DELETE FROM sessions WHERE user_id = $1 AND digest <> $2")
             .bind(user_id)
             .bind(kept.map(ToString::to_string).unwrap_or_default())

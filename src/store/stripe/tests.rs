@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::fixture::Fixture;
+use super::super::fixture::{Fixture, is_in_postgres};
 use super::*;
 use crate::relay::stripe::Payment;
 use crate::store::engine::query_scalar;
@@ -214,8 +214,13 @@ fn life(fixture: &Fixture) -> Vec<Event> {
     told.into_iter().enumerate().map(|(number, (at, told))| event(&format!("evt_{number}"), at, told)).collect()
 }
 
+/// Making two databases a case takes Postgres seconds.
+fn cases() -> u32 {
+    if is_in_postgres() { 6 } else { 24 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn any_order_and_any_repetition_ends_the_same(

@@ -77,7 +77,7 @@ impl Simulation<'_> {
             process.die(&mut self.world);
         }
         self.copies += 1;
-        self.place.path = self.folder.path().join(format!("{}/spool.db", self.copies));
+        self.place.path = self.copy_path();
         left.write(&self.place.path);
         self.begin();
     }
