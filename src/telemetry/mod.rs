@@ -3,8 +3,10 @@
 
 mod access_log;
 mod metrics;
+mod observed;
 mod traces;
 
 pub use access_log::{AccessLine, AccessLog, Writer};
-pub use metrics::{Metrics, Observed, ObservedLeases, ObservedProvider, ObservedSink, ObservedWindows};
+pub use metrics::Metrics;
+pub use observed::{Observed, ObservedLeases, ObservedProvider, ObservedSink, ObservedWindows};
 pub use traces::{Beginning, SpanCounts, Trace, TraceWriter, Traces, TracesPlace};
